@@ -1,0 +1,176 @@
+"""A POST body read as JSON-RPC 2.0, whole: one message, or a batch of them.
+
+The shape is checked here and only here. What a method's parameters must look like is the SDK's to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from mcp_types import PROTOCOL_VERSION_META_KEY, ProgressToken, RequestId
+from pydantic_core import from_json
+
+from mcp_hybrid.errors import Cause, Fault
+from mcp_hybrid.routing.depth import is_deeper
+
+BATCH_LIMIT: Final = 100
+"""Messages in one batch. A 4 MiB body holds a hundred thousand pings; nobody needs them answered at once."""
+
+_PARSER_GAVE_UP: Final = "recursion limit"
+"""What the parser's error says of a body that is deeper than it can read: some 200 levels."""
+
+ABSENT: Final = object()
+"""What `envelope_version` returns where there is no such key: null is a value that can be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A JSON-RPC request: it is owed an answer."""
+
+    id: RequestId
+    method: str
+    params: dict[str, Any] | None
+    raw: dict[str, Any]
+    """The decoded body as it was sent, for the SDK's classifier."""
+
+    @property
+    def progress_token(self) -> ProgressToken | None:
+        """The token that opts in to progress. `0` and `""` are tokens; it keeps its JSON type."""
+        token = self._meta.get("progressToken")
+        return token if isinstance(token, str | int) and not isinstance(token, bool) else None
+
+    @property
+    def name(self) -> str | None:
+        """The tool or prompt that is meant, for the log."""
+        name = (self.params or {}).get("name")
+        return name if isinstance(name, str) else None
+
+    @property
+    def _meta(self) -> Mapping[str, Any]:
+        meta = (self.params or {}).get("_meta")
+        return meta if isinstance(meta, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A JSON-RPC notification: it is never answered."""
+
+    method: str
+    params: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """The client's answer to something the server asked."""
+
+    id: RequestId | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+Message: TypeAlias = Request | Notification | Response
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Several messages in one body (JSON-RPC 2.0, section 6). MCP had them at 2025-03-26 only."""
+
+    messages: tuple[Message, ...]
+
+
+def parse_body(body: bytes, depth: int) -> Message | Batch | Fault:
+    """Read a whole body, nested at most `depth` levels deep.
+
+    Never raises; a refusal says what was wrong and echoes the request's id where it could.
+    """
+    try:
+        decoded = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        if _PARSER_GAVE_UP in str(error):
+            return _too_deep(depth)
+        # Not only syntax: invalid UTF-8, lone surrogates and numbers of thousands of digits land here as well.
+        return Fault(Cause.NOT_JSON, "The body is not valid JSON in UTF-8.")
+    if is_deeper(decoded, body, depth):
+        return _too_deep(depth)
+    if isinstance(decoded, list):
+        return _batch(decoded)
+    return _message(decoded)
+
+
+def envelope_version(message: Message | Batch | None) -> object:
+    """Return `params._meta["io.modelcontextprotocol/protocolVersion"]`, or `ABSENT`. A batch's is its first."""
+    if isinstance(message, Batch):
+        versions = (envelope_version(part) for part in message.messages)
+        return next((version for version in versions if version is not ABSENT), ABSENT)
+    if message is None or isinstance(message, Response):
+        return ABSENT
+    meta = (message.params or {}).get("_meta")
+    return meta.get(PROTOCOL_VERSION_META_KEY, ABSENT) if isinstance(meta, dict) else ABSENT
+
+
+def _too_deep(depth: int) -> Fault:
+    return Fault(Cause.TOO_DEEP, f"The arrays and objects of the body are nested deeper than {depth} levels.")
+
+
+def _batch(decoded: list[Any]) -> Batch | Fault:
+    if not decoded:
+        return Fault(Cause.NOT_A_MESSAGE, "An empty batch is not a JSON-RPC message.")
+    if len(decoded) > BATCH_LIMIT:
+        return Fault(Cause.NOT_A_MESSAGE, f"A batch may hold at most {BATCH_LIMIT} messages; this one has more.")
+    messages: list[Message] = []
+    for index, part in enumerate(decoded):
+        message = _message(part)
+        if isinstance(message, Fault):
+            return Fault(message.cause, f"Message {index} of the batch: {message.message}")
+        messages.append(message)
+    ids = [message.id for message in messages if isinstance(message, Request)]
+    if len({(type(id_), id_) for id_ in ids}) < len(ids):
+        return Fault(Cause.NOT_A_MESSAGE, "Two requests of the batch have the same id.")
+    return Batch(tuple(messages))
+
+
+def _message(decoded: Any) -> Message | Fault:
+    if not isinstance(decoded, dict):
+        return Fault(Cause.NOT_A_MESSAGE, "A JSON-RPC message is a JSON object.")
+    id_ = decoded.get("id")
+    known_id = id_ if _is_request_id(id_) else None
+    if decoded.get("jsonrpc") != "2.0":
+        return Fault(Cause.NOT_A_MESSAGE, 'A JSON-RPC message has "jsonrpc": "2.0".', known_id)
+    return _call(decoded, known_id) if "method" in decoded else _response(decoded, known_id)
+
+
+def _call(decoded: dict[str, Any], id_: RequestId | None) -> Request | Notification | Fault:
+    method, params = decoded["method"], decoded.get("params")
+    if not isinstance(method, str):
+        return Fault(Cause.NOT_A_MESSAGE, '"method" must be a string.', id_)
+    if params is not None and not isinstance(params, dict):
+        return Fault(Cause.NOT_A_MESSAGE, '"params" must be an object.', id_)
+    if "id" not in decoded:
+        return Notification(method, params)
+    if id_ is None:
+        # Taking a malformed id for "no id" would answer 202 to a request that is owed an error.
+        return Fault(Cause.NOT_A_MESSAGE, '"id" must be a string or an integer.')
+    return Request(id_, method, params, decoded)
+
+
+def _response(decoded: dict[str, Any], id_: RequestId | None) -> Response | Fault:
+    result, error = decoded.get("result"), decoded.get("error")
+    is_result = isinstance(result, dict) and "error" not in decoded and id_ is not None
+    is_error = (
+        "result" not in decoded
+        and isinstance(error, dict)
+        and isinstance(error.get("code"), int)
+        and isinstance(error.get("message"), str)
+        and (id_ is not None or decoded.get("id") is None)
+    )
+    if is_result or is_error:
+        return Response(id_, result, error)
+    if decoded.keys() & {"id", "result", "error"}:
+        return Fault(Cause.NOT_A_MESSAGE, 'A response has an "id" and either a "result" object or an "error".', id_)
+    return Fault(Cause.NOT_A_MESSAGE, 'A JSON-RPC message has a "method", or it is a response.')
+
+
+def _is_request_id(value: object) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
