@@ -1,0 +1,11 @@
+"""Who may ask: hosts, origins, cross-origin answers, and the owner a request acts for. Knows nothing of sessions.
+
+hosts, cors          Host and Origin, and what pages may read
+owner                the principal, and the seam for whoever finds it out
+bearer               tokens: from a request to its caller, or its refusal
+metadata             what those are told who have no good token
+verifiers            API keys and JWTs
+api_keys, jwks       the file of keys, and how one is made; the issuer's keys, and how they are had
+watched              a file that is read again when it changes
+lapse                when a stream's credential stops being good
+"""
