@@ -1,0 +1,132 @@
+"""A worker's lease, by which the others know that it lives, and its inbox, by which they reach it.
+
+One blocking reader a worker, on a connection of its own. Everything that concerns a worker is put into its inbox by
+whoever knows it: signals, word that a log grew which one of its clients follows, word that it was heard.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import anyio
+import structlog
+from anyio.abc import TaskStatus
+
+from mcp_hybrid.backplane.protocol import BackplaneUnavailableError, Handler, Signal, SignalKind
+from mcp_hybrid.backplane.redis import scripts
+from mcp_hybrid.backplane.redis.connection import FAILURES, OPERATION, RedisConnection
+from mcp_hybrid.backplane.redis.link import LEASE, RedisLink, text
+
+log = structlog.get_logger("mcp_hybrid")
+
+REST: Final = 0.5
+"""Seconds between two looks whether Redis is back."""
+BEAT: Final = 1.0
+"""Seconds between two signs of life: how long the reader waits for its inbox at a time."""
+AT_ONCE: Final = 1000
+"""Entries that are read from the inbox at a time. An inbox keeps ten times as many."""
+_GOODBYE: Final = 0.5
+"""Seconds for a worker that stops to take back its lease."""
+
+Fields = Mapping[str, bytes]
+
+
+class RedisInbox(RedisLink):
+    """The part of the backplane by which workers know and reach each other."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        super().__init__(url, **options)
+        self._url = url
+        self._inbox_connection = RedisConnection(url)
+        self._handler: Handler
+        self._position = b"0-0"
+        """The last entry of the inbox that was taken."""
+
+    async def run(self, handler: Handler, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Keep this worker known and hand it its signals, until cancelled. Outlives every failure of Redis."""
+        self._handler = handler
+        async with self._connection, self._inbox_connection:
+            self._running = True
+            task_status.started()
+            try:
+                await self._read_on()
+            finally:
+                self._running = False
+                await self._leave()
+
+    async def _read_on(self) -> None:
+        while True:
+            try:
+                await self._read_inbox()
+            except (BackplaneUnavailableError, *FAILURES) as exc:
+                self._away(exc)
+                await anyio.sleep(REST)
+
+    async def _read_inbox(self) -> None:
+        asked = time.monotonic()
+        await self._beat()
+        self._here()
+        found = await self._inbox_connection.run(
+            b"XREAD", b"COUNT", AT_ONCE, b"BLOCK", int(BEAT * 1000),
+            b"STREAMS", self._key("inbox", self.worker), self._position, within=BEAT + OPERATION,
+        )  # fmt: skip
+        entries = next(iter(found.values())) if found else []
+        for identifier, fields in entries:
+            self._position = identifier
+            names = map(bytes.decode, fields[::2])
+            await self._hear(dict(zip(names, fields[1::2], strict=True)))
+        await self._have_heard(asked, all_of_it=len(entries) < AT_ONCE)
+
+    async def _hear(self, fields: Fields) -> None:
+        """Take one entry of the inbox."""
+        signal = Signal(SignalKind(fields["kind"].decode()), fields["session"].decode(), fields["body"])
+        await self._handler(signal)
+
+    async def _have_heard(self, asked: float, *, all_of_it: bool) -> None:
+        """Take note that what was in the inbox at `asked` (seconds, monotonic) has been heard."""
+
+    async def _beat(self) -> None:
+        """Say that this worker lives."""
+        keys = [self._key("worker", self.worker), self._key("workers"), self._key("inbox", self.worker)]
+        had = await self._inbox_connection.run(b"EVAL", scripts.BEAT, len(keys), *keys, self.worker, int(LEASE * 1000))
+        if not had:
+            self._lease_lost()
+
+    def _lease_lost(self) -> None:
+        """Take note that for a time the others could not know that this worker lives."""
+
+    async def _leave(self) -> None:
+        """Let the others know that this worker is gone, rather than have them wait for its lease to run out."""
+        keys = [self._key("worker", self.worker), self._key("inbox", self.worker)]
+        with anyio.move_on_after(_GOODBYE, shield=True):
+            try:
+                async with RedisConnection(self._url) as connection:  # the others are being cancelled
+                    await connection.run(b"DEL", *keys)
+                    await connection.run(b"ZREM", self._key("workers"), self.worker)
+            except FAILURES:
+                log.debug("the lease is left to run out: Redis is away")
+
+    async def workers(self) -> list[str]:
+        """Return the names of the workers whose lease is good, this one among them."""
+        found = await self._run(scripts.ALIVE, [self._key("workers")], self._key("worker", ""))
+        return sorted({self.worker, *map(text, found)})
+
+    async def send(self, worker: str, signal: Signal) -> None:
+        """Say something to one worker."""
+        await self._put(worker, "kind", signal.kind.value, "session", signal.session, "body", signal.body)
+
+    async def _put(self, worker: str, *fields: bytes | str) -> None:
+        await self._run(scripts.PUT, [self._key("inbox", worker)], *fields)
+
+    async def broadcast(self, signal: Signal) -> None:
+        """Say something to all other workers."""
+        await self._run(scripts.BROADCAST, [self._key("workers")], *self._to_all(signal))
+
+    def _to_all(self, signal: Signal) -> Sequence[bytes | str]:
+        fields = ("kind", signal.kind.value, "session", signal.session, "body", signal.body)
+        return (self.worker, self._key("inbox", ""), self._key("worker", ""), *fields)
+
+    async def prune(self) -> None:
+        """Drop what is past its time. Leases, inboxes and logs have lifetimes of their own."""
