@@ -1,0 +1,217 @@
+"""What the SDK's kernel is given for one request: `mcp.shared.dispatcher.DispatchContext`, over a `Reply`.
+
+One class serves all routes. What a route lacks it is simply not given: no session, nobody to ask; no open gate, no
+progress; `carries=False`, no other messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, Final
+
+import anyio
+from mcp.shared.dispatcher import CallOptions
+from mcp.shared.exceptions import MCPError
+from mcp.shared.message import MessageMetadata
+from mcp.shared.transport_context import TransportContext
+from mcp_types import REQUEST_TIMEOUT, RequestId
+from pydantic_core import to_json
+
+from mcp_hybrid.exchange import progress
+from mcp_hybrid.exchange.progress import ProgressGate
+from mcp_hybrid.exchange.reply import Reply
+from mcp_hybrid.sessions.live import Interruption, LiveSession
+from mcp_hybrid.sessions.questions import CannotAskError, Question, check_capability, question_id
+
+NO_SESSION: Final = (
+    "this request was served without a session, so no answer could find its way back. "
+    "Clients that echo the mcp-session-id of initialize can be asked."
+)
+MODERN: Final = "at 2026-07-28 a server does not ask; return an input_required result instead."
+_JSON_ONLY: Final = "it accepts application/json only, and a question needs text/event-stream in Accept."
+_WITHDRAW: Final = 1.0
+"""Seconds for the notice that a question is withdrawn to be handed over."""
+_FINISHED: Final = "the request that would carry the question has finished."
+
+
+class ExchangeContext:
+    """One inbound message as the kernel sees it, and the way back to the client."""
+
+    def __init__(
+        self,
+        reply: Reply | None,
+        request_id: RequestId | None,
+        gate: ProgressGate,
+        metadata: MessageMetadata,
+        *,
+        session: LiveSession | None = None,
+        carries: bool = False,
+        refusal: str = NO_SESSION,
+    ) -> None:
+        """Make the context of a request, or of a notification (no id, no reply).
+
+        `session` is whom to ask; without one `refusal` says why nobody is asked. `carries` lets messages other than
+        progress precede the result.
+        """
+        self.request_id = request_id
+        self.message_metadata = metadata
+        self.session = session
+        self.interrupted: Interruption | None = None
+        self._reply = reply
+        self._gate = gate
+        self._carries = carries
+        self._refusal = refusal
+        self._closed = False
+        self._scope: anyio.CancelScope | None = None
+        self._cancel_requested: anyio.Event | None = None
+
+    @property
+    def transport(self) -> TransportContext:
+        """What the SDK's layers may know of the transport."""
+        request = getattr(self.message_metadata, "request_context", None)
+        headers = getattr(request, "headers", None)
+        return TransportContext(kind="streamable-http", can_send_request=self.can_send_request, headers=headers)
+
+    @property
+    def can_send_request(self) -> bool:
+        """Whether the client can be asked something right now."""
+        return self._why_not() is None
+
+    @property
+    def cancel_requested(self) -> anyio.Event:
+        """Set when the client cancels this request."""
+        if self._cancel_requested is None:
+            self._cancel_requested = anyio.Event()
+            if self.interrupted is not None:
+                self._cancel_requested.set()
+        return self._cancel_requested
+
+    async def send_raw_request(
+        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+    ) -> dict[str, Any]:
+        """Ask the client something and wait for its answer, on this request's own stream (SEP-2260).
+
+        Raises:
+            CannotAskError: At once, where no answer could come.
+            MCPError: The client answered with an error, or not within `opts["timeout"]`.
+        """
+        reason = self._why_not()
+        if reason is not None or self.session is None or self._reply is None:
+            raise CannotAskError(method, reason or self._refusal)
+        return await ask(self.session, self._reply.push, method, params, opts or {})
+
+    async def notify(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None,
+        opts: CallOptions | None = None,  # noqa: ARG002 - the protocol's; none of its hints is for a server
+    ) -> None:
+        """Send a notification ahead of the result. Dropped where the route carries none, and after the result."""
+        if self._closed or self._reply is None:
+            return
+        if method == progress.METHOD:
+            await self._push_progress(self._gate.admit_raw(params))
+        elif self._carries:
+            await self._reply.push(notification(method, params))
+
+    async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
+        """Report progress on this request, if the client asked for it and the policy serves it."""
+        await self._push_progress(self._gate.admit(progress, total, message))
+
+    @property
+    def carries(self) -> bool:
+        """Whether a message that belongs to no request may go along with this one's answer."""
+        return self._carries and not self._closed and self._reply is not None and self._reply.streams
+
+    def enter(self, scope: anyio.CancelScope) -> None:
+        """Make `scope` what an interruption cancels."""
+        self._scope = scope
+        if self.interrupted is not None:
+            scope.cancel()
+
+    def interrupt(self, why: Interruption) -> None:
+        """Cancel the request. The first reason counts; a request that has finished is left alone."""
+        if self._closed or self.interrupted is not None:
+            return
+        self.interrupted = why
+        if self._cancel_requested is not None:
+            self._cancel_requested.set()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def close(self) -> None:
+        """Send nothing more: the request has its result (G-P3)."""
+        self._closed = True
+        self._gate.close()
+
+    async def _push_progress(self, message: bytes | None) -> None:
+        if message is not None and self._reply is not None:
+            await self._reply.push_progress(message)
+
+    def _why_not(self) -> str | None:
+        """Return why the client cannot be asked, or None where it can."""
+        if self.session is None:
+            return self._refusal
+        if self._closed or self._reply is None:
+            return _FINISHED
+        return None if self._reply.streams else _JSON_ONLY
+
+
+current: ContextVar[ExchangeContext | None] = ContextVar("mcp_hybrid_exchange", default=None)
+"""The request whose handler is running. What a handler sends "outside of any request" still has this one to go with."""
+
+
+def notification(method: str, params: Mapping[str, Any] | None) -> bytes:
+    """Return a JSON-RPC notification; absent params stay absent (JSON-RPC 2.0, section 4.2)."""
+    message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
+    if params is not None:
+        message["params"] = params
+    return to_json(message, inf_nan_mode="null")
+
+
+async def ask(
+    session: LiveSession,
+    put: Callable[[bytes], Awaitable[None]],
+    method: str,
+    params: Mapping[str, Any] | None,
+    opts: CallOptions,
+) -> dict[str, Any]:
+    """Put a question to the client of `session` by `put` and wait for the answer.
+
+    Giving up (the timeout, or cancellation of the asker) tells the client that the answer is no longer wanted.
+
+    Raises:
+        CannotAskError: The client did not declare that it can answer this.
+        MCPError: The client answered with an error, or not within `opts["timeout"]` seconds.
+    """
+    check_capability(method, params, session.connection.client_capabilities)
+    question = Question(question_id(session.worker), opts.get("on_progress"))
+    message: dict[str, Any] = {"jsonrpc": "2.0", "id": question.id, "method": method}
+    if params is not None or question.on_progress is not None:
+        message["params"] = _with_token(params, question)
+    session.questions[question.id] = question
+    try:
+        with anyio.move_on_after(opts.get("timeout")):
+            await put(to_json(message, inf_nan_mode="null"))
+            return await question.wait()
+        raise MCPError(REQUEST_TIMEOUT, f"The client did not answer {method} in time.")
+    finally:
+        session.questions.pop(question.id, None)
+        if not question.answered and opts.get("cancel_on_abandon", True):
+            await _withdraw(question, put)
+
+
+async def _withdraw(question: Question, put: Callable[[bytes], Awaitable[None]]) -> None:
+    """Tell the client that an answer is no longer wanted; soon or not at all, since whoever asked is on its way out."""
+    params = {"requestId": question.id, "reason": "no longer wanted"}
+    with anyio.move_on_after(_WITHDRAW, shield=True):
+        await put(notification("notifications/cancelled", params))
+
+
+def _with_token(params: Mapping[str, Any] | None, question: Question) -> dict[str, Any]:
+    """Return the parameters with the question's id as its progress token, if somebody wants its progress."""
+    out = dict(params or {})
+    if question.on_progress is not None:
+        out["_meta"] = {**(out.get("_meta") or {}), "progressToken": question.id}
+    return out

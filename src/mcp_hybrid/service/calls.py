@@ -1,0 +1,227 @@
+"""Requests that are answered: the handshake, calls on the three routes, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import anyio
+from mcp.server.connection import Connection
+from mcp.shared.inbound import InboundModernRoute
+from mcp_types.version import LATEST_HANDSHAKE_VERSION
+from starlette.requests import Request as HttpRequest
+from starlette.types import Receive
+
+from mcp_hybrid.errors import Cause, Fault
+from mcp_hybrid.exchange import modern
+from mcp_hybrid.exchange.context import MODERN, ExchangeContext
+from mcp_hybrid.exchange.outcome import run
+from mcp_hybrid.exchange.progress import ProgressGate
+from mcp_hybrid.exchange.reply import Headers, Reply
+from mcp_hybrid.exchange.standalone import (
+    wait_for_disconnect,
+)
+from mcp_hybrid.exchange.wire import write_empty
+from mcp_hybrid.routing.message import Batch, Message, Notification, Request, Response
+from mcp_hybrid.routing.progress import Progress, decide_progress
+from mcp_hybrid.routing.table import Action, RouteName
+from mcp_hybrid.service.incoming import SESSION_HEADER, Exchange
+from mcp_hybrid.service.kernel import Kernel
+from mcp_hybrid.service.words import Words
+from mcp_hybrid.sessions.live import Interruption, LiveSession
+from mcp_hybrid.sessions.seal import TooLargeToSealError
+
+
+class Calls:
+    """The handshake, calls on the three routes, and batches of them."""
+
+    def __init__(self, kernel: Kernel, words: Words) -> None:
+        self._kernel = kernel
+        self._words = words
+
+    async def initialize(self, exchange: Exchange) -> Fault | None:
+        """Answer the handshake, and offer a session where there are any."""
+        request = exchange.message
+        assert isinstance(request, Request)
+        connection = Connection.from_envelope(LATEST_HANDSHAKE_VERSION, None, None)
+        context = ExchangeContext(None, request.id, ProgressGate(None), self._kernel.metadata(exchange))
+        handler = partial(self._kernel.serve_once, context, connection, request.method, request.params)
+        running, limit = self._kernel.running, self._kernel.request_timeout
+        outcome = await run(handler, context, request.id, running=running, modern=False, limit=limit)
+        extra: Headers = ()
+        if outcome.error_code is None and exchange.route.action is Action.OFFER_SESSION:
+            assert connection.client_params is not None
+            try:
+                sealed = self._kernel.registry.offer(
+                    connection.client_params, connection.protocol_version, exchange.owner
+                )
+            except TooLargeToSealError:
+                return Fault(
+                    Cause.CLIENT_TOO_LARGE,
+                    "The client's name and capabilities are too large for a session id (about 3 KB in all).",
+                    request.id,
+                )
+            extra = ((SESSION_HEADER, sealed.encode()),)
+        await self._kernel.finish(exchange, self._kernel.reply(exchange, extra), outcome)
+        return None
+
+    async def call(self, exchange: Exchange) -> Fault | None:
+        """Answer one request on its route."""
+        request = exchange.message
+        assert isinstance(request, Request)
+        exchange.progress = decide_progress(
+            self._kernel.policy, exchange.route.name, request.progress_token, exchange.form
+        )
+        if exchange.route.name is RouteName.MODERN:
+            return await self._call_modern(exchange, request)
+        if exchange.route.name is RouteName.STATELESS:
+            reply = self._kernel.reply(exchange)
+            outcome = await self._kernel.run_stateless(exchange, request, reply)
+            await self._kernel.finish(exchange, reply, outcome)
+            return None
+        return await self._call_in_session(exchange, request)
+
+    async def _call_in_session(self, exchange: Exchange, request: Request) -> Fault | None:
+        session = self._kernel.registry.attach(exchange.found)
+        if request.id in session.calls:
+            return Fault(
+                Cause.DUPLICATE_REQUEST_ID, "A request with this id is still running in this session.", request.id
+            )
+        reply = self._kernel.session_reply(exchange, [request.id])
+        outcome = await self._kernel.run_in_session(exchange, session, request, reply)
+        await self._kernel.finish(exchange, reply, outcome)
+        return None
+
+    async def _call_modern(self, exchange: Exchange, request: Request) -> Fault | None:
+        listening = request.method == modern.LISTEN
+        if listening and not exchange.form.streams:
+            return Fault(Cause.NOT_ACCEPTABLE, f"{modern.LISTEN} needs text/event-stream in Accept.", request.id)
+        headers = HttpRequest(exchange.scope).headers
+        verdict = modern.classify(request, headers)
+        if isinstance(verdict, Fault):
+            return verdict
+        listing = partial(self._list_tools, exchange, request, verdict)
+        fault = await modern.check_params(self._kernel.server, request, verdict, headers, listing)
+        if fault is not None:
+            return fault
+        reply = self._kernel.reply(exchange)
+        connection = Connection.from_envelope(
+            verdict.protocol_version, verdict.client_info, verdict.client_capabilities
+        )
+        context = ExchangeContext(
+            reply,
+            request.id,
+            self._kernel.gate(exchange, request),
+            self._kernel.metadata(exchange),
+            carries=True,
+            refusal=MODERN,
+        )
+        state, params = self._kernel.request_state, request.params
+        if state is not None:
+            params = state.opened(request.method, params)
+        handler: modern.Handler = partial(self._kernel.serve_once, context, connection, request.method, params)
+        if state is not None:
+            handler = partial(state.sealed, handler)
+        if request.method == modern.DISCOVER:
+            handler = partial(modern.discover, handler)
+        else:
+            handler = partial(modern.ask_what_was_declared, handler, connection.client_capabilities)
+        limit = float("inf") if listening else self._kernel.request_timeout
+        watching = anyio.CancelScope()
+        watch = self._kernel.timers.watch.add(
+            partial(self._kernel.spawn, partial(_watch, exchange.receive, context, watching))
+        )
+        reviewing = anyio.CancelScope()
+        if listening and exchange.lapsed is not None:
+            self._kernel.spawn(partial(_end_when_lapsed, exchange.lapsed, context, reviewing))
+        # A call that says nothing for long becomes a stream, or a proxy would cut it, which would cancel it.
+        alive = self._kernel.timers.keep_alive.add(reply.commit)
+        try:
+            outcome = await run(handler, context, request.id, running=self._kernel.running, modern=True, limit=limit)
+        finally:
+            watch.cancel()
+            alive.cancel()
+            watching.cancel()
+            reviewing.cancel()
+        await self._kernel.finish(exchange, reply, outcome)
+        return None
+
+    async def _list_tools(
+        self, exchange: Exchange, request: Request, verdict: InboundModernRoute, params: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        connection = Connection.from_envelope(
+            verdict.protocol_version, verdict.client_info, verdict.client_capabilities
+        )
+        context = ExchangeContext(None, request.id, ProgressGate(None), self._kernel.metadata(exchange), refusal=MODERN)
+        return await self._kernel.serve_once(context, connection, "tools/list", params)
+
+    async def batch(self, exchange: Exchange) -> Fault | None:
+        """Answer a batch (2025-03-26): its requests run at the same time."""
+        batch = exchange.message
+        assert isinstance(batch, Batch)
+        requests = [message for message in batch.messages if isinstance(message, Request)]
+        in_session = exchange.route.name is RouteName.SESSION
+        session = self._kernel.registry.attach(exchange.found) if in_session else None
+        if session is not None and any(request.id in session.calls for request in requests):
+            return Fault(Cause.DUPLICATE_REQUEST_ID, "A request with an id of this batch is still running.")
+        exchange.progress = max(
+            (
+                decide_progress(self._kernel.policy, exchange.route.name, r.progress_token, exchange.form)
+                for r in requests
+            ),
+            key=lambda progress: progress.value,
+            default=Progress.NOT_WANTED,
+        )
+        reply = self._kernel.reply(exchange)
+        if session is not None:
+            reply = self._kernel.session_reply(exchange, [request.id for request in requests])
+        bodies = await self._run_parts(exchange, session, batch.messages, reply)
+        if not requests:
+            await write_empty(exchange.send, 202, exchange.answer_headers())
+            return None
+        await reply.finish(bodies, array=True)
+        return None
+
+    async def _run_parts(
+        self, exchange: Exchange, session: LiveSession | None, messages: Sequence[Message], reply: Reply
+    ) -> list[bytes]:
+        """Run a batch's messages at the same time. The responses come in the order of the requests."""
+        bodies: dict[int, bytes | None] = {}
+
+        async def run_one(index: int, request: Request) -> None:
+            running = (
+                self._kernel.run_in_session(exchange, session, request, reply)
+                if session is not None
+                else self._kernel.run_stateless(exchange, request, reply)
+            )
+            bodies[index] = (await running).body
+
+        async with anyio.create_task_group() as tasks:
+            for index, message in enumerate(messages):
+                if isinstance(message, Request):
+                    tasks.start_soon(run_one, index, message)
+                elif session is not None and isinstance(message, Notification):
+                    await self._words.act(session, message)
+                    tasks.start_soon(self._kernel.handle_notification, exchange, session.connection, message)
+                elif session is not None and isinstance(message, Response):
+                    await self._words.deliver(session.hash, message)
+                elif isinstance(message, Notification):
+                    tasks.start_soon(self._kernel.notify_stateless, exchange, message)
+        return [body for _, body in sorted(bodies.items()) if body is not None]
+
+
+async def _end_when_lapsed(
+    lapsed: Callable[[], Awaitable[None]], context: ExchangeContext, scope: anyio.CancelScope
+) -> None:
+    """End a subscription when its credential is no longer good."""
+    with scope:
+        await lapsed()
+        context.interrupt(Interruption.CREDENTIAL_LAPSED)
+
+
+async def _watch(receive: Receive, context: ExchangeContext, scope: anyio.CancelScope) -> None:
+    """Cancel a modern call when its client goes (requirement E11)."""
+    with scope:
+        await wait_for_disconnect(receive)
+        context.interrupt(Interruption.CLIENT_GONE)

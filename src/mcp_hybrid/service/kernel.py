@@ -1,0 +1,194 @@
+"""How any request is run: the kernel, a context for it, and a reply around it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import anyio
+from mcp.server.connection import Connection
+from mcp.server.lowlevel.server import Server
+from mcp.server.runner import ServerRunner, aclose_shielded, serve_one
+from mcp.shared.message import ServerMessageMetadata
+from mcp_types import RequestId
+from mcp_types.version import is_version_at_least
+from starlette.requests import Request as HttpRequest
+
+from mcp_hybrid.backplane import Backplane, StreamKey
+from mcp_hybrid.counts import Count
+from mcp_hybrid.errors import REQUEST_CANCELLED
+from mcp_hybrid.exchange.context import ExchangeContext
+from mcp_hybrid.exchange.outcome import Outcome, run
+from mcp_hybrid.exchange.progress import ProgressGate
+from mcp_hybrid.exchange.reply import Headers, Reply, Spawn
+from mcp_hybrid.exchange.request_state import SharedRequestState
+from mcp_hybrid.exchange.standalone import (
+    StandaloneChannel,
+    StreamJournal,
+)
+from mcp_hybrid.routing.message import Notification, Request
+from mcp_hybrid.routing.modes import ProgressPolicy
+from mcp_hybrid.routing.progress import Progress, decide_progress
+from mcp_hybrid.service.incoming import Exchange, Timers
+from mcp_hybrid.sessions.live import LiveSession
+from mcp_hybrid.sessions.registry import Registry
+
+RESUMABLE_SINCE: Final = "2025-11-25"
+"""The revision that lets a server end a call's stream early, and that knows priming events (requirements E6, E7)."""
+
+
+class Kernel:
+    """Runs the SDK's kernel for one request after another, with a context for it and a reply around it."""
+
+    def __init__(
+        self,
+        server: Server[Any],
+        lifespan_state: Any,
+        registry: Registry,
+        backplane: Backplane,
+        timers: Timers,
+        spawn: Spawn,
+        *,
+        policy: ProgressPolicy,
+        request_timeout: float,
+    ) -> None:
+        self.server = server
+        self.registry = registry
+        self.backplane = backplane
+        self.timers = timers
+        self.spawn = spawn
+        self.policy = policy
+        self.request_timeout = request_timeout
+        self.running: set[ExchangeContext] = set()
+        """The requests whose handlers run now, of all routes."""
+        self.following: set[anyio.CancelScope] = set()
+        """The streams that are read from their logs now. They end in order when they are cancelled."""
+        self.request_state: SharedRequestState | None = None
+        """Makes the state of calls that ask back good on every worker, where there is a key to do it with."""
+        self._state = lifespan_state
+
+    def serve_once(
+        self, context: ExchangeContext, connection: Connection, method: str, params: Mapping[str, Any] | None
+    ) -> Awaitable[dict[str, Any]]:
+        """Handle one request on a connection of its own."""
+        return serve_one(self.server, context, method, params, connection=connection, lifespan_state=self._state)
+
+    async def run_stateless(self, exchange: Exchange, request: Request, reply: Reply) -> Outcome:
+        """Run a request that has no session: nothing is known of the client, and nothing is kept."""
+        connection = Connection.from_envelope(exchange.route.version, None, None)
+        carries = self.policy is ProgressPolicy.ALWAYS
+        context = ExchangeContext(
+            reply, request.id, self.gate(exchange, request), self.metadata(exchange), carries=carries
+        )
+        handler = partial(self.serve_once, context, connection, request.method, request.params)
+        return await run(handler, context, request.id, running=self.running, modern=False, limit=self.request_timeout)
+
+    async def run_in_session(self, exchange: Exchange, session: LiveSession, request: Request, reply: Reply) -> Outcome:
+        """Run a request in its session, which it keeps from hibernating meanwhile."""
+        metadata = self.metadata(exchange, reply, session)
+        gate = self.gate(exchange, request)
+        context = ExchangeContext(reply, request.id, gate, metadata, session=session, carries=True)
+        session.calls[request.id] = context
+        alarm = self.timers.stream_after.add(reply.commit)
+        try:
+            handler = partial(self._runner(session.connection).on_request, context, request.method, request.params)
+            return await run(
+                handler, context, request.id, running=self.running, modern=False, limit=self.request_timeout
+            )
+        finally:
+            alarm.cancel()
+            del session.calls[request.id]
+            self.registry.touch(session)
+
+    async def notify_stateless(self, exchange: Exchange, message: Notification) -> None:
+        """Let the server's own handlers see a notification; there is no call and no session it could act on."""
+        connection = Connection.from_envelope(exchange.route.version, None, None)
+        try:
+            await self.handle_notification(exchange, connection, message)
+        finally:
+            await aclose_shielded(connection)
+
+    async def handle_notification(self, exchange: Exchange, connection: Connection, message: Notification) -> None:
+        """Let the server's own handlers see a notification."""
+        context = ExchangeContext(None, None, ProgressGate(None), self.metadata(exchange))
+        with anyio.move_on_after(self.request_timeout):
+            await self._runner(connection).on_notify(context, message.method, message.params)
+
+    def make_outbound(self, session_id: str, digest: str) -> StandaloneChannel:
+        """Make what a session sends by outside of any request."""
+        return StandaloneChannel(session_id, digest, self.registry, self.backplane, self.request_timeout)
+
+    def _runner(self, connection: Connection) -> ServerRunner[Any]:
+        """Return the SDK's kernel for a connection. It holds nothing of its own, and is made for each message."""
+        return ServerRunner(self.server, connection, self._state)
+
+    def reply(self, exchange: Exchange, extra: Headers = ()) -> Reply:
+        """Return the answer to a request that nobody can come back for."""
+        return Reply(
+            exchange.send,
+            exchange.form,
+            exchange.answer_headers(*extra),
+            self.spawn,
+            self.timers.keep_alive,
+            counts=self.registry.counts,
+        )
+
+    def session_reply(self, exchange: Exchange, calls: Sequence[RequestId]) -> Reply:
+        """Return the answer to these requests of a session; its stream can be resumed."""
+        stream = StreamKey(exchange.found.hash, f"c{secrets.token_hex(6)}")
+        return Reply(
+            exchange.send,
+            exchange.form,
+            exchange.answer_headers(),
+            self.spawn,
+            self.timers.keep_alive,
+            counts=self.registry.counts,
+            journal=StreamJournal(self.backplane, stream, calls, self.spawn),
+            primed=is_version_at_least(exchange.route.version, RESUMABLE_SINCE),
+        )
+
+    def gate(self, exchange: Exchange, request: Request) -> ProgressGate:
+        """Return the gate that a request's progress passes."""
+        progress = self.decide_progress(exchange, request)
+        if progress is Progress.WITHHELD:
+            self.registry.counts.add(Count.PROGRESS_WITHHELD)
+        return ProgressGate(request.progress_token if progress is Progress.SERVED else None)
+
+    def decide_progress(self, exchange: Exchange, request: Request) -> Progress:
+        """Return what becomes of a request's progress."""
+        return decide_progress(self.policy, exchange.route.name, request.progress_token, exchange.form)
+
+    def metadata(
+        self, exchange: Exchange, reply: Reply | None = None, session: LiveSession | None = None
+    ) -> ServerMessageMetadata:
+        """Return what the SDK hands on to handlers: the HTTP request, and how to end streams early."""
+        metadata = ServerMessageMetadata(request_context=HttpRequest(exchange.scope))
+        if session is not None and reply is not None and is_version_at_least(exchange.route.version, RESUMABLE_SINCE):
+            metadata.close_sse_stream = partial(_close_early, reply)
+            metadata.close_standalone_sse_stream = partial(_close_standalone, session)
+        return metadata
+
+    async def finish(self, exchange: Exchange, reply: Reply, outcome: Outcome) -> None:
+        """Send a request's outcome, and note it for the log."""
+        if outcome.error_code is not None:
+            exchange.facts["error"] = outcome.error_code
+        if outcome.error_code == REQUEST_CANCELLED:
+            # SDK 2.3's client that cancels a call and leaves ends with an exception if the answer comes as a JSON body
+            # meanwhile; as an event it does not.
+            reply.commit()
+        if outcome.body is None:
+            exchange.facts["client"] = "gone"
+            await reply.abandon()
+        else:
+            await reply.finish([outcome.body], status=outcome.status)
+
+
+async def _close_early(reply: Reply) -> None:
+    reply.close_early()
+
+
+async def _close_standalone(session: LiveSession) -> None:
+    if session.close_stream is not None:
+        session.close_stream()

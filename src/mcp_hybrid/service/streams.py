@@ -1,0 +1,124 @@
+"""GET and DELETE: a session's standing stream, resumption, and its end."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import anyio
+import structlog
+from mcp_types.version import is_version_at_least
+
+from mcp_hybrid.backplane import BackplaneUnavailableError, Signal, SignalKind, StreamKey
+from mcp_hybrid.counts import Count
+from mcp_hybrid.errors import Cause, Fault
+from mcp_hybrid.exchange.standalone import (
+    STANDALONE,
+    find_resume_point,
+    is_over,
+    serve_stream,
+)
+from mcp_hybrid.exchange.wire import write_empty
+from mcp_hybrid.service.incoming import Exchange
+from mcp_hybrid.service.kernel import RESUMABLE_SINCE, Kernel
+
+log = structlog.get_logger("mcp_hybrid")
+
+
+class Streams:
+    """The standalone GET stream, the rest of a stream that was cut, and the end of a session."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+
+    async def open(self, exchange: Exchange) -> Fault | None:
+        """Open the standalone GET stream; one that is open already ends."""
+        return await self._follow(exchange, StreamKey(exchange.found.hash, STANDALONE), None)
+
+    async def resume(self, exchange: Exchange) -> Fault | None:
+        """Go on with a stream from where its client lost it."""
+        assert exchange.head.last_event_id is not None
+        point = await find_resume_point(self._kernel.backplane, exchange.found.hash, exchange.head.last_event_id)
+        if point is None:
+            return Fault(
+                Cause.EVENT_UNKNOWN, "Last-Event-ID is none of this session's events, or no longer kept. Send it again "
+                "without, or repeat the call.",
+            )  # fmt: skip
+        stream, after = point
+        if stream.name != STANDALONE and await is_over(self._kernel.backplane, stream, after):
+            # SDK clients take an end without a result, and so an error's, for a cut: they would come back for ever.
+            # 405 is the refusal that they take for an answer.
+            return Fault(
+                Cause.METHOD_NOT_ALLOWED,
+                "This stream is over, and nothing of it is left.",
+                headers=((b"allow", b"POST"),),
+            )
+        return await self._follow(exchange, stream, after)
+
+    async def _follow(self, exchange: Exchange, stream: StreamKey, after: str | None) -> Fault | None:
+        if not exchange.form.streams:
+            return Fault(Cause.NOT_ACCEPTABLE, "A GET needs text/event-stream in Accept.")
+        scope = anyio.CancelScope()
+        session, name = None, secrets.token_hex(6)
+        if stream.name == STANDALONE:
+            session = self._kernel.registry.attach(exchange.found)
+            session.open_stream(name, scope.cancel)
+        self._kernel.registry.counts.add(Count.GET_STREAMS_NOW)
+        self._kernel.following.add(scope)
+        try:
+            if after is None:
+                after = await self._kernel.backplane.tail(stream)
+            if session is not None:
+                await self._take_over(stream, name)
+            resumable = is_version_at_least(exchange.route.version, RESUMABLE_SINCE)
+            serving = partial(
+                serve_stream, exchange.send, exchange.receive, exchange.answer_headers(),
+                self._kernel.backplane, stream, after, scope, resumable=resumable,
+            )  # fmt: skip
+            if exchange.lapsed is None:
+                await serving()
+            else:
+                await _while_good(exchange.lapsed, serving, scope)
+        finally:
+            self._kernel.registry.counts.add(Count.GET_STREAMS_NOW, -1)
+            self._kernel.following.discard(scope)
+            if session is not None:
+                session.release_stream(name)
+                self._kernel.registry.touch(session)
+                self._kernel.spawn(partial(self._release, stream, name))
+        return None
+
+    async def _take_over(self, stream: StreamKey, name: str) -> None:
+        """Have the stream that another worker serves for this session end."""
+        holder = await self._kernel.backplane.take_over(stream, name)
+        if holder is not None:
+            signal = Signal(SignalKind.CLOSE_STREAM, stream.session, holder.name.encode())
+            await self._kernel.backplane.send(holder.worker, signal)
+
+    async def _release(self, stream: StreamKey, name: str) -> None:
+        try:
+            await self._kernel.backplane.release(stream, name)
+        except BackplaneUnavailableError:
+            log.debug("who held a GET stream is left to run out: the backplane is away")
+
+    async def end_session(self, exchange: Exchange) -> Fault | None:
+        """End the session, for all workers and for good."""
+        await self._kernel.registry.end(exchange.found)
+        await write_empty(exchange.send, 204, exchange.answer_headers())
+        return None
+
+
+async def _while_good(
+    lapsed: Callable[[], Awaitable[None]], serving: Callable[[], Awaitable[None]], scope: anyio.CancelScope
+) -> None:
+    """Serve a stream, and end it in order when its credential is no longer good: its client comes back with another."""
+
+    async def end_when_lapsed() -> None:
+        await lapsed()
+        scope.cancel()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(end_when_lapsed)
+        await serving()
+        tasks.cancel_scope.cancel()
