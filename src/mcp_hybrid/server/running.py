@@ -1,0 +1,134 @@
+"""One process that serves: the application on Hypercorn and Trio, from its start until it is told to stop.
+
+Told to stop, it takes no new connections, the application drains (`HybridApp.drain`), what is left on connections is
+cut, and the application's lifespan ends. `stopping` holds the times, and ends the process if any of it does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, cast
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_on_trio
+from hypercorn.typing import ASGIFramework
+from hypercorn.utils import LifespanFailureError, LifespanTimeoutError
+from starlette.types import Receive, Scope, Send
+
+from mcp_hybrid.app import HybridApp
+from mcp_hybrid.authentication import require
+from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
+from mcp_hybrid.server.worker import HardenedTCPServer, harden
+from mcp_hybrid.settings import Settings
+from mcp_hybrid.targets import load_target
+
+KEEP_ALIVE_TIMEOUT: Final = 75.0
+"""Seconds an idle connection is kept: longer than the usual 60 s of a load balancer, which must close first."""
+SETTLING: Final = 0.05
+"""Seconds before we say that we serve: a lifespan that fails lets Hypercorn report itself started first."""
+
+log = structlog.get_logger()
+
+
+def application(settings: Settings) -> HybridApp:
+    """Return the ASGI app that serves the target in `settings`; raises ConfigurationError if it cannot be served."""
+    HardenedTCPServer.limits = settings.limits
+    return HybridApp(load_target(settings.target), settings)
+
+
+def guarded_application(settings: Settings) -> HybridApp:
+    """Return the same, for the address in `settings`: others may reach it only if authentication is configured.
+
+    Raises:
+        ConfigurationError: It cannot be served, or would be served to everybody.
+    """
+    app = application(settings)
+    require(settings, app.authenticated)
+    return app
+
+
+async def run(
+    app: HybridApp,
+    listeners: Sequence[socket.socket],
+    stopping: Stopping,
+    *,
+    linger: bool = False,
+    started: Callable[[], Awaitable[None]],
+) -> int:
+    """Serve on `listeners`, which are taken over, until `stopping`; the exit code to leave with is returned.
+
+    The first is the endpoint's. What comes in by the others is served until the very end, so that probes are told why
+    nothing should be sent here any more. Awaits `started` once requests are served. With `linger`, idle connections
+    stay for as long as `stopping` lets them.
+
+    Raises:
+        ConfigurationError: The application's lifespan failed at its start.
+    """
+    settings = app.settings
+    harden(lambda _: app.drain(settings.server.drain_timeout), stopping.linger if linger else None)
+    endpoint, *others = listeners
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(_serve_endpoint, app, _config([endpoint], settings), stopping)
+            if others:
+                nursery.start_soon(_serve_others, app, _config(others, settings), stopping)
+            await trio.sleep(SETTLING)
+            await started()
+    except BaseExceptionGroup as group:
+        failed = _first(group, (LifespanFailureError, LifespanTimeoutError))
+        if failed is None:
+            raise
+        raise ConfigurationError(f"the server could not start: {' '.join(str(failed).split())}") from None
+    if app.failed:  # Hypercorn 0.18 loses what the end of a lifespan raises
+        log.error("the server did not end in order")
+        return FORCED
+    log.info("stopped")
+    return 0
+
+
+async def _serve_endpoint(
+    app: HybridApp, config: Config, stopping: Stopping, *, task_status: trio.TaskStatus[list[str]]
+) -> None:
+    config.certfile, config.keyfile = app.settings.server.certfile, app.settings.server.keyfile
+    config.graceful_timeout = app.settings.server.drain_timeout + LAST_WORDS
+    # Hypercorn types each scope and event as a TypedDict, the app as mappings.
+    served = cast("ASGIFramework", app)
+    await serve_on_trio(served, config, shutdown_trigger=stopping.told.wait, mode="asgi", task_status=task_status)
+    stopping.over.set()
+
+
+async def _serve_others(app: HybridApp, config: Config, stopping: Stopping) -> None:
+    async def served(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        for stage in ("startup", "shutdown"):  # it has one already
+            await receive()
+            await send({"type": f"lifespan.{stage}.complete"})
+
+    config.graceful_timeout = LAST_WORDS
+    await serve_on_trio(cast("ASGIFramework", served), config, shutdown_trigger=stopping.over.wait, mode="asgi")
+
+
+def _config(listeners: Sequence[socket.socket], settings: Settings) -> Config:
+    config = Config()
+    # What HTTP/1.1 reads of a head before it gives up, with 431 and no body; and what HTTP/2 clients are told.
+    config.h11_max_incomplete_size = config.h2_max_header_list_size = settings.limits.headers
+    # Handed over, not shared: a second descriptor would go on taking connections while Hypercorn drains.
+    config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    config.keep_alive_timeout = KEEP_ALIVE_TIMEOUT
+    config.read_timeout = None  # it would cut streams that are alive
+    config.accesslog = None  # ours has the route and the method; theirs copies the environment per request
+    config.errorlog = logging.getLogger("hypercorn.error")  # a logger, not "-": it then keeps the handlers it has
+    return config
+
+
+def _first(error: BaseException, kinds: tuple[type[Exception], ...]) -> BaseException | None:
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for each in error.exceptions if (found := _first(each, kinds))), None)
+    return error if isinstance(error, kinds) else None
