@@ -1,0 +1,1 @@
+"""The client matrix: real clients, steered one step at a time against a real server process."""

@@ -1,0 +1,24 @@
+"""Fixtures that several files share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+
+from harness.redis import RedisServer, redis_server
+from mcp_hybrid.backplane.redis import ends
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """One Redis for all tests that do it no harm; each uses a prefix of its own."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def trusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have workers trust what they have heard for ever, and wait as long for others: however slow a test runs."""
+    monkeypatch.setattr(ends, "FRESH", math.inf)

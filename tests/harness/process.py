@@ -1,0 +1,252 @@
+"""Real server processes on free loopback ports, for tests that must see a whole process live and end.
+
+Everything here is synchronous, so that it serves tests on Trio and on asyncio alike.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+import pytest
+
+POLL = 0.02
+"""Seconds between two looks at a process."""
+
+PROGRAMS = Path(__file__).parent.parent / "programs"
+
+_PORT_TAKEN = re.compile(r"address already in use|Errno 98|Errno 48", re.IGNORECASE)
+_TRIES = 5
+
+Argv = Callable[[int], Sequence[str]]
+"""Makes a command line for a port."""
+
+
+class ServerProcess:
+    """One server process, as a context manager; leaving it stops the process in order and checks its exit code."""
+
+    def __init__(
+        self, argv: Argv, env: Mapping[str, str] | None = None, *, path: str = "/mcp", deadline: float = 30
+    ) -> None:
+        self.port = 0
+        self._argv = argv
+        self._env = dict(env or {})
+        self._path = path
+        self._deadline = deadline
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stack = ExitStack()
+        self._log: IO[bytes] | None = None
+        self._last_log = ""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}{self._path}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the process was not started"
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What the process has written so far, standard output and error together."""
+        return self._last_log if self._log is None else Path(self._log.name).read_text(errors="replace")
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="server-", suffix=".log"))
+            stack.callback(self._keep_log)
+            stack.callback(self.kill)
+            self.start()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._stack:
+            if error is None and self._process is not None:
+                self.stop()
+
+    def start(self, port: int | None = None) -> Self:
+        """Start the process and wait until its port answers; with `port` on that one, as after a restart.
+
+        A free port may be taken by another program before the server binds it; then another one is tried.
+        """
+        for _ in range(_TRIES):
+            self.port = port or free_port()
+            self._launch()
+            if self._answers():
+                return self
+            if port is not None or not _PORT_TAKEN.search(self.log):
+                break
+        raise AssertionError(f"the server did not start:\n{self.log}")
+
+    def stop(self, exit_code: int = 0, within: float = 20) -> None:
+        """Send SIGTERM, and check that the process ends in time with that exit code."""
+        process = self._running()
+        process.send_signal(signal.SIGTERM)
+        try:
+            code = process.wait(within)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"the server did not end within {within} s of SIGTERM:\n{self.log}") from None
+        self._process = None
+        self._kill_group(process.pid)  # workers that outlived their master
+        assert code == exit_code, f"the server ended with {code}, not {exit_code}:\n{self.log}"
+
+    def kill(self) -> None:
+        """End the process, and its workers, as a crash would; nothing is checked."""
+        if self._process is not None:
+            self._kill_group(self._process.pid)
+            self._process.wait()
+            self._process = None
+
+    def restart(self, env: Mapping[str, str] | None = None, *, crash: bool = False) -> None:
+        """Stop in order, or as in a crash, and start again on the same port; `env` changes variables."""
+        port = self.port
+        if crash:
+            self.kill()
+        else:
+            self.stop()
+        self._env.update(env or {})
+        self.start(port)
+
+    def wait_for_log(self, text: str, within: float = 10) -> None:
+        """Wait until the log holds a text."""
+        until = time.monotonic() + within
+        while text not in self.log:
+            assert time.monotonic() < until, f"{text!r} did not come up in the log:\n{self.log}"
+            time.sleep(POLL)
+
+    def _keep_log(self) -> None:
+        self._last_log, self._log = self.log, None
+
+    @staticmethod
+    def _kill_group(pid: int) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the process was not started"
+        return self._process
+
+    def _launch(self) -> None:
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
+        self._process = subprocess.Popen(
+            self._argv(self.port),
+            env={**inherited, "PYTHONUNBUFFERED": "1", **self._env},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that its workers can be killed with it
+        )
+
+    def _answers(self) -> bool:
+        """Wait until this process, and no other, answers at the port; false if it ends before.
+
+        It listens before it serves, and until it does a SIGTERM ends it with no more ado.
+        """
+        until = time.monotonic() + self._deadline
+        while (left := until - time.monotonic()) > 0:
+            if self._running().poll() is not None:
+                self._process = None
+                return False
+            if listens(self.pid, self.port) and answers_http(self.port, left):
+                return True
+            time.sleep(POLL)
+        self.kill()
+        return False
+
+
+def serve(
+    target: str | None = None, *options: str, env: Mapping[str, str] | None = None, path: str = "/mcp"
+) -> ServerProcess:
+    """`mcp-hybrid serve [TARGET] [options]`."""
+    named = [] if target is None else [target]
+    return ServerProcess(
+        lambda port: [*command("mcp-hybrid"), "serve", *named, "--port", str(port), *options], env, path=path
+    )
+
+
+def hypercorn(*options: str, env: Mapping[str, str] | None = None, app: str = "mcp_hybrid.asgi:app") -> ServerProcess:
+    """`hypercorn -k trio mcp_hybrid.asgi:app [options]`."""
+    return ServerProcess(
+        lambda port: [*command("hypercorn"), "-k", "trio", "-b", f"127.0.0.1:{port}", *options, app], env
+    )
+
+
+def program(name: str) -> str:
+    """Give the target that names one of the test programs, like `with_fastmcp`."""
+    return f"{PROGRAMS / name}.py:server"
+
+
+def command(name: str) -> list[str]:
+    """Find a command beside the running Python, as it may not be on the search path."""
+    beside = Path(sys.executable).with_name(name)
+    if not beside.exists():
+        pytest.fail(f"{name} is not installed beside {sys.executable}")
+    return [str(beside)]
+
+
+def listens(leader: int, port: int) -> bool:
+    """Whether a process of the group of `leader` (the process itself, or a worker of its) listens on a loopback port.
+
+    Whoever asks the port itself may be answered by another program, which has taken it meanwhile.
+    """
+    # Who listens on both families at once, as Go's programs do, is in the second list.
+    sockets = [each for each in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if each.exists()]
+    if not sockets:  # not Linux: no more can be said than that somebody listens
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+    rows = [line.split() for each in sockets for line in each.read_text().splitlines()[1:]]
+    listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    return bool(listening & _open_files(leader))
+
+
+def _open_files(leader: int) -> set[str]:
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(folder.name) == leader or os.getpgid(int(folder.name)) == leader:
+                found |= {str(file.readlink()) for file in (folder / "fd").iterdir()}
+    return found
+
+
+def answers_http(port: int, within: float) -> bool:
+    """Whether a connection is served: what is no HTTP is refused, before an application sees or logs it."""
+    with socket.socket() as probe, suppress(OSError):
+        probe.settimeout(within)
+        probe.connect(("127.0.0.1", port))
+        probe.sendall(b"?\r\n\r\n")
+        probe.recv(1)
+        return True
+    return False
+
+
+def free_port() -> int:
+    """Find a loopback port that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def run_to_its_end(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that is expected to end by itself."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
+    name, *rest = arguments
+    return subprocess.run(
+        [*command(name), *rest], env=inherited | env, capture_output=True, text=True, timeout=60, check=False
+    )

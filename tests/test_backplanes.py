@@ -1,0 +1,564 @@
+"""What any backplane does: one suite for both of them, and what only a shared one can."""
+
+from __future__ import annotations
+
+import secrets
+import select
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from anyio.abc import SocketAttribute
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from harness.redis import RedisServer, redis_server
+from mcp_hybrid.backplane import (
+    Backplane,
+    BackplaneUnavailableError,
+    Holder,
+    LogLimits,
+    MemoryBackplane,
+    Signal,
+    SignalKind,
+    StateTooLargeError,
+    StreamKey,
+    UnknownEventError,
+)
+from mcp_hybrid.backplane.protocol import STATE_LIMIT
+from mcp_hybrid.backplane.redis import RedisBackplane, inbox
+from mcp_hybrid.backplane.redis.connection import FAILURES, RedisConnection
+
+CALL = StreamKey("session", "c1")
+SOON = 10.0
+
+Make = Callable[..., Any]
+
+
+@asynccontextmanager
+async def running(*backplanes: Backplane) -> AsyncIterator[list[list[Signal]]]:
+    """Run backplanes, and collect what each of their workers hears."""
+    heard: list[list[Signal]] = [[] for _ in backplanes]
+
+    async with AsyncExitStack() as stack:
+        tasks = await stack.enter_async_context(anyio.create_task_group())
+        for backplane, signals in zip(backplanes, heard, strict=True):
+
+            async def hear(signal: Signal, signals: list[Signal] = signals) -> None:
+                signals.append(signal)
+
+            await tasks.start(backplane.run, hear)
+        yield heard
+        tasks.cancel_scope.cancel()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Make backplanes of one kind; those of one test share what that kind can share."""
+    prefix = f"test-{secrets.token_hex(4)}:"
+
+    def make_one(limits: LogLimits | None = None) -> Backplane:
+        if request.param == "memory":
+            return MemoryBackplane(limits)
+        server: RedisServer = request.getfixturevalue("shared_redis")
+        return RedisBackplane(server.url, prefix=prefix, limits=limits)
+
+    return make_one
+
+
+async def added(backplane: Backplane, data: bytes | None, calls: bytes | None = None) -> str:
+    """Add an entry to a log that has not ended."""
+    entry = await backplane.append(CALL, data, calls)
+    assert entry is not None
+    return entry
+
+
+async def test_an_ended_session_stays_ended(make: Make) -> None:
+    backplane = make()
+    async with running(backplane):
+        assert not await backplane.is_revoked("a")
+        await backplane.revoke("a", time.time() + 60)
+        assert await backplane.is_revoked("a")
+        assert not await backplane.is_revoked("b")
+
+
+async def test_a_log_is_read_from_where_one_was(make: Make) -> None:
+    backplane = make()
+    async with running(backplane):
+        assert not await backplane.is_open(CALL)
+        first = await added(backplane, b"")
+        second = await added(backplane, b"two")
+        end = await added(backplane, None)
+        assert await backplane.is_open(CALL)
+        assert [tuple(entry) for entry in await backplane.read(CALL, first)] == [(second, b"two"), (end, None)]
+        assert await backplane.holds(CALL, second)
+
+
+async def test_a_reader_waits_for_what_comes(make: Make) -> None:
+    backplane = make()
+    async with running(backplane):
+        after = await backplane.tail(CALL)
+        read: list[Any] = []
+
+        async def follow() -> None:
+            read.extend(await backplane.read(CALL, after))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            await anyio.sleep(0.05)
+            assert read == []
+            await backplane.append(CALL, b"x")
+        assert [entry.data for entry in read] == [b"x"]
+
+
+async def test_an_id_that_is_not_in_the_log_is_told_so(make: Make) -> None:
+    backplane = make()
+    async with running(backplane):
+        other = StreamKey("other", "c1")
+        own = await added(backplane, b"own")
+        await backplane.append(other, b"other")
+        for stream, after in [(StreamKey("session", "c2"), own), (CALL, "99-99")]:
+            assert not await backplane.holds(stream, after)
+            with pytest.raises(UnknownEventError):
+                await backplane.read(stream, after)
+
+
+async def test_a_log_keeps_so_many_entries_and_bytes(make: Make) -> None:
+    backplane = make(LogLimits(events=3, bytes=100))
+    async with running(backplane):
+        ids = [await added(backplane, b"x") for _ in range(5)]
+        assert [await backplane.holds(CALL, id_) for id_ in (ids[0], *ids[2:])] == [False, True, True, True]
+        large = await added(backplane, b"y" * 98)
+        assert [entry.id for entry in await backplane.read(CALL, ids[4])] == [large]
+        assert not await backplane.holds(CALL, ids[1])
+
+
+async def test_state_is_changed_name_by_name_and_bounded(make: Make) -> None:
+    backplane, until = make(), time.time() + 60
+    async with running(backplane):
+        await backplane.save_state("a", {"x": b"1", "y": b'"z"'}, until)
+        await backplane.save_state("a", {"x": None, "w": b"[]"}, until)
+        assert await backplane.load_state("a") == {"y": b'"z"', "w": b"[]"}
+        with pytest.raises(StateTooLargeError):
+            await backplane.save_state("a", {"big": b"x" * STATE_LIMIT}, until)
+        assert await backplane.load_state("a") == {"y": b'"z"', "w": b"[]"}
+        assert await backplane.load_state("b") == {}
+        await backplane.forget("a")
+        assert await backplane.load_state("a") == {}
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b"]), st.sampled_from(["s", "c1", "c2"]), st.sampled_from(["append", "read", "end"])
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(steps=steps)
+async def test_an_event_never_reaches_another_session_or_stream(make: Make, steps: list[tuple[str, str, str]]) -> None:
+    backplane = make()
+    run = secrets.token_hex(3)  # the examples of one test share a Redis
+    async with running(backplane):
+        written: dict[StreamKey, list[bytes | None]] = {}
+        starts: dict[StreamKey, str] = {}
+        for number, (session, name, step) in enumerate(steps):
+            stream = StreamKey(run + session, name)
+            if stream not in starts:
+                starts[stream], written[stream] = await backplane.tail(stream), []
+            if step == "read":
+                await check(backplane, stream, starts[stream], written[stream])
+            else:
+                data = f"{run} {session} {name} {number}".encode() if step == "append" else None
+                over = None in written[stream]
+                assert (await backplane.append(stream, data) is None) is over
+                written[stream] += [] if over else [data]
+        for stream, start in starts.items():
+            await check(backplane, stream, start, written[stream])
+
+
+async def check(backplane: Backplane, stream: StreamKey, start: str, written: list[bytes | None]) -> None:
+    """Every delivery is what was written to this stream, in order, and nothing else."""
+    if written:
+        assert [entry.data for entry in await backplane.read(stream, start)] == written
+
+
+# ---- what only a shared one can
+
+
+@pytest.fixture
+def pair(shared_redis: RedisServer) -> tuple[RedisBackplane, RedisBackplane]:
+    prefix = f"test-{secrets.token_hex(4)}:"
+    return RedisBackplane(shared_redis.url, prefix=prefix), RedisBackplane(shared_redis.url, prefix=prefix)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(SOON):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process's time
+            await anyio.sleep(0.01)
+
+
+async def test_workers_hear_what_is_meant_for_them(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
+    one, other = pair
+    async with running(one, other) as (ones, others):
+        await anyio.sleep(0.2)  # both have given their sign of life
+        to_one, to_all = Signal(SignalKind.ANSWER, "s", b"\x00\xff"), Signal(SignalKind.CANCEL, "s", b"7")
+        await other.send(one.worker, to_one)
+        await one.broadcast(to_all)
+        await until(lambda: len(ones) == 1 and len(others) == 1)
+        assert (ones, others) == ([to_one], [to_all])
+
+
+async def test_a_log_is_followed_from_another_worker_without_delay(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
+    one, other = pair
+    async with running(*pair):
+        after = await other.tail(CALL)
+        seen: list[bytes | None] = []
+
+        async def follow() -> None:
+            position = after
+            while None not in seen:
+                entries = await other.read(CALL, position)
+                seen.extend(entry.data for entry in entries)
+                position = entries[-1].id
+
+        started = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(follow)
+            for number in range(50):
+                await one.append(CALL, str(number).encode())
+            await one.append(CALL, None)
+        assert seen == [*(str(number).encode() for number in range(50)), None]
+        assert anyio.current_time() - started < 5
+
+
+async def test_a_worker_that_takes_a_stream_over_learns_who_had_it(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
+    one, other = pair
+    async with running(*pair):
+        assert await one.take_over(CALL, "first") is None
+        assert await one.take_over(CALL, "second") is None
+        assert await other.take_over(CALL, "third") == Holder(one.worker, "second")
+
+
+async def test_a_stream_is_held_until_the_last_that_took_it_over_lets_go_or_stops(
+    pair: tuple[RedisBackplane, RedisBackplane],
+) -> None:
+    one, other = pair
+    async with running(other):
+        async with running(one):
+            await beaten(one)
+            assert not await other.is_held(CALL)
+            await one.take_over(CALL, "first")
+            await one.take_over(CALL, "second")
+            await one.release(CALL, "first")
+            assert await other.is_held(CALL)
+            assert not await one.is_held(CALL)  # it knows itself whether it does
+            await one.release(CALL, "second")
+            assert not await other.is_held(CALL)
+            await one.take_over(CALL, "third")
+        assert not await other.is_held(CALL)
+
+
+async def beaten(*backplanes: RedisBackplane) -> None:
+    """Wait until workers are known to the others, and know all that was meant for them."""
+    for backplane in backplanes:
+        await until(partial(watches, backplane))
+
+
+def watches(backplane: RedisBackplane) -> bool:
+    return backplane.watch > 0
+
+
+async def test_nothing_is_added_twice_or_after_the_end(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
+    """A writer that was not told in time whether an entry was added adds it again, under the same number."""
+    backplane, _ = pair
+    async with running(backplane):
+        start = await added(backplane, b"")
+        first = await backplane.append(CALL, b"x", b"[1]", 1)
+        assert await backplane.append(CALL, b"x", b"[1]", 1) == first
+        await backplane.append(CALL, None, b"[1]", 2)
+        assert await backplane.append(CALL, None, b"[1]", 2) is None
+        assert await backplane.append(CALL, b"late", b"[1]", 3) is None
+        assert [entry.data for entry in await backplane.read(CALL, start)] == [b"x", None]
+
+
+async def test_what_a_silent_redis_carries_out_late_is_not_there_twice() -> None:
+    with redis_server() as server:
+        backplane = RedisBackplane(server.url)
+        async with running(backplane):
+            start = await added(backplane, b"")
+            server.stall()
+            with pytest.raises(BackplaneUnavailableError):
+                await backplane.append(CALL, b"x", b"[1]", 1)
+            server.resume()
+            await until_back(backplane)
+            await backplane.append(CALL, b"x", b"[1]", 1)
+            assert [entry.data for entry in await backplane.read(CALL, start)] == [b"x"]
+
+
+async def test_a_session_is_over_everywhere_when_its_end_has_been_told(
+    trusting: None, pair: tuple[RedisBackplane, RedisBackplane]
+) -> None:
+    one, other = pair
+    async with running(*pair):
+        await beaten(*pair)
+        watch = other.watch
+        assert other.has_heard("s", watch) is False
+        with anyio.fail_after(SOON):
+            await one.revoke("s", time.time() + 60)
+        assert other.has_heard("s", watch) is True
+
+
+async def test_redis_has_to_be_asked_for_what_was_not_found_during_this_watch(
+    trusting: None, pair: tuple[RedisBackplane, RedisBackplane]
+) -> None:
+    one, _ = pair
+    async with running(*pair):
+        assert one.has_heard("t", one.watch) is None  # nothing was heard yet
+        await beaten(*pair)
+        await one.revoke("s", time.time() + 60)
+        assert [one.has_heard(session, one.watch) for session in ("s", "t")] == [True, False]
+        assert [one.has_heard(session, one.watch - 1) for session in ("s", "t")] == [True, None]
+
+
+async def test_who_does_not_hear_of_an_end_is_waited_for_until_it_asks(
+    pair: tuple[RedisBackplane, RedisBackplane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, deaf = pair
+    async with running(*pair):
+        await beaten(*pair)
+        watch = deaf.watch
+        monkeypatch.setattr(deaf, "_hear", hear_nothing)
+        monkeypatch.setattr(deaf, "_have_heard", hear_nothing)
+        await one.revoke("s", time.time() + 60)
+        assert deaf.has_heard("s", watch) is None
+        assert await deaf.is_revoked("s")
+
+
+async def hear_nothing(*entry: object, **more: object) -> None:
+    """Take nothing in."""
+
+
+async def test_a_worker_that_stopped_is_not_waited_for(
+    trusting: None, pair: tuple[RedisBackplane, RedisBackplane]
+) -> None:
+    one, other = pair
+    async with running(one):
+        async with running(other):
+            await beaten(*pair)
+        with anyio.fail_after(SOON):
+            await one.revoke("s", time.time() + 60)
+
+
+@pytest.mark.parametrize("lost", ["lease", "too much to hear"])
+async def test_whoever_may_have_missed_an_end_looks_up_every_session_again(
+    pair: tuple[RedisBackplane, RedisBackplane], monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    backplane, other = pair
+    async with running(*pair):
+        await beaten(*pair)
+        watch = backplane.watch
+        if lost == "lease":
+            await other._do(b"DEL", other._key("worker", backplane.worker))
+        else:
+            monkeypatch.setattr(inbox, "AT_ONCE", 1)
+            await other.send(backplane.worker, Signal(SignalKind.CANCEL, "s", b"1"))
+        await until(lambda: backplane.watch not in (0, watch))
+
+
+async def test_what_a_dead_worker_owes_is_paid_in_one_step(
+    pair: tuple[RedisBackplane, RedisBackplane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever pays may be cut off at any moment; then the next one finds the debt there still, or paid."""
+    one, other = pair
+    async with running(*pair):
+        await beaten(*pair)
+        start = await added(one, b"", b"[7]")
+        await other._do(b"DEL", other._key("worker", one.worker))
+        told: list[bytes | None] = []
+        for allowed in range(1, 10):
+            cut_off_after(other, allowed, monkeypatch)
+            with suppress(BackplaneUnavailableError):
+                await other._is_owed(CALL)
+            monkeypatch.undo()
+            told = await logged(other, start)
+            if told:
+                break
+            assert await other._do(b"EXISTS", f"{other._log(CALL)}:calls"), f"lost after {allowed} steps"
+        assert [b"died" in (data or b"") for data in told] == [True, False]
+        assert told[-1] is None
+
+
+def cut_off_after(backplane: RedisBackplane, commands: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a worker lose its connection after so many commands."""
+    do, left = backplane._do, commands
+
+    async def do_while_connected(command: bytes, *arguments: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise BackplaneUnavailableError
+        return await do(command, *arguments)
+
+    monkeypatch.setattr(backplane, "_do", do_while_connected)
+
+
+async def logged(backplane: RedisBackplane, after: str) -> list[bytes | None]:
+    return [entry.data for entry in await backplane._read_now(CALL, after)]
+
+
+async def test_a_worker_that_was_taken_for_dead_adds_nothing_to_what_was_ended_for_it(
+    pair: tuple[RedisBackplane, RedisBackplane],
+) -> None:
+    one, other = pair
+    async with running(*pair):
+        await beaten(*pair)
+        start = await added(one, b"", b"[7]")
+        await other._do(b"DEL", other._key("worker", one.worker))
+        await other._is_owed(CALL)
+        assert await one.append(CALL, b"result", b"[7]", 2) is None
+        assert [data is None for data in await logged(other, start)] == [False, True]
+
+
+async def test_a_connection_is_made_anew_however_often_it_breaks(shared_redis: RedisServer) -> None:
+    """A pool that `coredis` has for this gives up after 64 times."""
+    waiting = (b"XREAD", b"BLOCK", 5000, b"STREAMS", f"test-{secrets.token_hex(4)}", b"0-0")
+    async with RedisConnection(shared_redis.url) as breaks, RedisConnection(shared_redis.url) as other:
+        for _ in range(70):
+            client = await breaks.run(b"CLIENT", b"ID")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(broken, breaks, waiting)
+                while not await other.run(b"CLIENT", b"KILL", b"ID", client):
+                    pass
+        assert await breaks.run(b"PING") == b"PONG"
+
+
+async def test_a_process_that_was_slow_itself_does_not_take_redis_for_gone(shared_redis: RedisServer) -> None:
+    async with RedisConnection(shared_redis.url) as connection:
+        assert await connection.run(b"PING") == b"PONG"
+        assert connection._connection is not None
+        assert connection._connection.stream is not None
+        raw = connection._connection.stream.extra(SocketAttribute.raw_socket)
+        answers: list[None] = []
+
+        async def ask() -> None:
+            waiting = (b"BLOCK", 300, b"STREAMS", f"test-{secrets.token_hex(4)}", b"0-0")
+            answers.append(await connection.run(b"XREAD", *waiting, within=1))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask)
+            for _ in range(10):
+                await anyio.lowlevel.checkpoint()
+            # The answer is there, and nothing runs that could read it before its time is up.
+            assert select.select([raw], [], [], SOON)[0]
+            time.sleep(1)  # noqa: ASYNC251 - see above
+        assert answers == [None]
+
+
+async def broken(connection: RedisConnection, command: tuple[Any, ...]) -> None:
+    with pytest.raises(FAILURES):
+        await connection.run(*command, within=SOON)
+
+
+async def test_the_stream_of_a_worker_that_died_ends_with_an_error_for_each_call(
+    pair: tuple[RedisBackplane, RedisBackplane],
+) -> None:
+    one, other = pair
+    async with running(one):
+        await anyio.sleep(0.2)
+        start = await added(one, b"", b'[7,"seven"]')
+    # its lease runs out
+    async with running(other):
+        with anyio.fail_after(30):
+            entries = await other.read(CALL, start)
+            while entries[-1].data is not None:
+                entries += await other.read(CALL, entries[-1].id)
+        assert [b"died" in (entry.data or b"") for entry in entries] == [True, True, False]
+        assert b'"id":7,' in (entries[0].data or b"")
+        assert b'"id":"seven"' in (entries[1].data or b"")
+
+
+async def test_a_session_ended_elsewhere_is_known_here_even_when_redis_goes(
+    pair: tuple[RedisBackplane, RedisBackplane],
+) -> None:
+    one, other = pair
+    async with running(*pair) as (_, others):
+        await anyio.sleep(0.2)
+        await one.revoke("s", time.time() + 60)
+        await until(lambda: len(others) == 1)
+        other._known_away = True  # as if Redis had just gone
+        assert await other.is_revoked("s")
+        assert not await other.is_revoked("t")
+
+
+async def test_redis_that_goes_and_comes_back_heals_without_a_restart() -> None:
+    with redis_server() as server:
+        backplane = RedisBackplane(server.url)
+        async with running(backplane):
+            await backplane.revoke("a", time.time() + 600)
+            position = await added(backplane, b"kept")
+            server.kill()
+            for _ in range(3):
+                with pytest.raises(BackplaneUnavailableError):
+                    await backplane.append(CALL, b"lost")
+            assert not backplane.available
+            assert await backplane.is_revoked("a")
+            assert not await backplane.is_revoked("b")
+            server.start()
+            await until_back(backplane)
+            await backplane.append(CALL, b"after")
+            assert [entry.data for entry in await backplane.read(CALL, position)] == [b"after"]
+            assert backplane.available
+
+
+async def test_redis_that_comes_back_empty_has_lost_its_logs_and_says_so() -> None:
+    with redis_server() as server:
+        backplane = RedisBackplane(server.url)
+        async with running(backplane):
+            position = await added(backplane, b"lost")
+            server.kill()
+            server.forget()
+            server.start()
+            await until_back(backplane)
+            with pytest.raises(UnknownEventError):
+                await backplane.read(CALL, position)
+
+
+async def test_a_redis_that_stalls_costs_each_operation_a_bounded_time() -> None:
+    with redis_server() as server:
+        backplane = RedisBackplane(server.url)
+        async with running(backplane):
+            await backplane.append(CALL, b"before")
+            server.stall()
+            with anyio.fail_after(SOON), pytest.raises(BackplaneUnavailableError):
+                await backplane.append(CALL, b"during")
+            server.resume()
+            await until_back(backplane)
+
+
+async def test_a_server_starts_while_redis_is_away() -> None:
+    with redis_server() as server:
+        server.kill()
+        backplane = RedisBackplane(server.url)
+        async with running(backplane):
+            with pytest.raises(BackplaneUnavailableError):
+                await backplane.tail(CALL)
+            server.start()
+            await until_back(backplane)
+
+
+async def until_back(backplane: Backplane) -> None:
+    with anyio.fail_after(SOON):
+        while True:
+            try:
+                await backplane.is_open(CALL)
+            except BackplaneUnavailableError:
+                await anyio.sleep(0.1)
+            else:
+                return

@@ -1,0 +1,105 @@
+"""Real clients against a real server process, step by step, as docs/compatibility.md says they fare."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from clients import page
+from clients.installing import missing
+from clients.matrix import CANNOT, Line, compared, is_worse
+from clients.rows import ROWS, Row, Why
+
+ROOT = Path(__file__).parent.parent
+TOOL = ROOT / "tools" / "compatibility.py"
+PAGE = (ROOT / "docs" / "compatibility.md").read_text()
+
+PATIENCE = 600
+"""Seconds for the whole table, the first installation of the clients among them. It takes about forty without."""
+
+
+@pytest.fixture
+def programs() -> None:
+    """Have what the clients come by: without it there is nothing to test, but the CI must not pass unnoticed."""
+    reason = missing()
+    if reason is not None and os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}, and CI=true does not let the clients be skipped")
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("programs")
+def test_no_client_fares_worse_than_the_page_says() -> None:
+    done = subprocess.run(
+        [sys.executable, TOOL],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+# The page
+
+
+def test_the_page_has_every_client() -> None:
+    for title in (page.OURS, page.THEIRS):
+        assert list(page.read(PAGE, title)) == [row.name for row in ROWS]
+
+
+def test_every_client_goes_on_after_a_restart() -> None:
+    assert {cells["after a restart"] for cells in page.read(PAGE, page.OURS).values()} == {"yes"}
+
+
+def test_no_cell_is_worse_than_with_the_sdks_own_server() -> None:
+    assert page.worse(page.read(PAGE, page.OURS), page.read(PAGE, page.THEIRS)) == []
+
+
+def line(**cells: str) -> Line:
+    row = Row("someone, somehow", lambda _: "1.2", lambda _: [], {"SSE polling": Why.MODERN})
+    return Line(row, "1.2", "2026-07-28", dict.fromkeys(page.COLUMNS, "yes") | cells)
+
+
+def test_a_table_is_read_back_as_it_was_measured() -> None:
+    lines = [line(**{"SSE polling": CANNOT, "progress": "no: 3 | 4 did not come"})]
+    written = page.write(lines, lines, "2.3")
+    for title in (page.OURS, page.THEIRS):
+        found = page.read(written, title)
+        assert found["someone, somehow"]["SSE polling"] == CANNOT
+        assert page.worse(found, page.as_table(lines)) == page.worse(page.as_table(lines), found) == []
+
+
+# What is worse
+
+
+@pytest.mark.parametrize(
+    ("cell", "before", "worse"),
+    [
+        ("yes", "yes", False),
+        ("yes", "no: why", False),
+        ("yes", CANNOT, False),
+        (CANNOT, CANNOT, False),
+        (CANNOT, "no: why", False),
+        (CANNOT, "yes", True),
+        ("no: why", "yes", True),
+        ("no: why", CANNOT, True),
+        ("no: why", "no: another reason", False),
+    ],
+)
+def test_a_cell_is_worse_when_something_was_lost(cell: str, before: str, worse: bool) -> None:
+    assert is_worse(cell, before) is worse
+
+
+def test_what_a_restart_took_is_named() -> None:
+    before = {"list": "yes", "progress": "yes", "logging": CANNOT, "close": "no: why"}
+    assert compared(before, before) == "yes"
+    assert compared(before, before | {"progress": "no: 2 did not come"}) == "no: progress (2 did not come)"
+    assert compared(before, dict.fromkeys(before, "no: gone")) == "no: nothing works any more (gone)"
+    assert compared(before | {"list": "no: gone"}, before) == "no: nothing worked before"

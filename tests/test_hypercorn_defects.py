@@ -1,0 +1,393 @@
+"""What Hypercorn 0.18 does wrong on Trio, each shown on plain Hypercorn and not on the one that is hardened.
+
+The numbers are those of `docs/server.md`. Both serve the same application, `programs/plain.py`; what only an
+application can do something about (11, 12) is shown on ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import hypercorn.protocol as hypercorn_protocol
+import hypercorn.trio.run as hypercorn_run
+import pytest
+from hypercorn.protocol import h2 as hypercorn_h2
+from hypercorn.protocol import h11 as hypercorn_h11
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+
+from harness import http2
+from harness.mcp import LEGACY, body, headers, initialize, modern, modern_headers, request
+from harness.process import PROGRAMS, ServerProcess, command, hypercorn, serve
+
+SOURCES = Path(__file__).parent.parent / "src"
+PATIENCE = 30
+"""Seconds for what must happen."""
+LONG_ENOUGH = 6
+"""Seconds after which what has not happened counts as not happening; the graceful time is a second in these tests."""
+
+
+def started(program: str, *options: str) -> ServerProcess:
+    """Make a Hypercorn that serves the application of that program."""
+    path = os.pathsep.join([str(PROGRAMS), str(SOURCES), os.environ.get("PYTHONPATH", "")])
+    arguments = [*command("hypercorn"), "-k", "trio", "--graceful-timeout", "1", *options]
+    return ServerProcess(
+        lambda port: [*arguments, "-b", f"127.0.0.1:{port}", f"{program}:app"], {"PYTHONPATH": path}, path=""
+    )
+
+
+# Clients
+
+
+@contextmanager
+def connected(port: int, data: bytes = b"") -> Iterator[socket.socket]:
+    with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client:
+        client.sendall(data)
+        yield client
+
+
+def get(path: str, *fields: str) -> bytes:
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *fields, "", ""]).encode()
+
+
+def everything(client: socket.socket) -> bytes:
+    """Read until the server hangs up, however it does."""
+    read = b""
+    try:
+        while piece := client.recv(65536):
+            read += piece
+    except ConnectionResetError:
+        pass
+    return read
+
+
+def answers(server: ServerProcess) -> bool:
+    try:
+        with connected(server.port, get("/")) as client:
+            return client.recv(4096).startswith(b"HTTP/1.1 ")
+    except OSError:
+        return False
+
+
+def soon(true: Callable[[], bool], within: float = PATIENCE) -> bool:
+    """Wait for something to become true."""
+    until = time.monotonic() + within
+    while not (found := true()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return found
+
+
+def descriptors(server: ServerProcess) -> int:
+    return len(list(Path(f"/proc/{server.pid}/fd").iterdir()))
+
+
+def ends(server: ServerProcess, within: float) -> int | None:
+    """Wait for the process to end and give its exit code; None if it does not."""
+    try:
+        return server._running().wait(within)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+# The defects. Each takes a server whose process serves by itself, unless it is started otherwise below, and says
+# whether the defect showed.
+
+
+def data_after_an_early_answer(server: ServerProcess) -> bool:
+    head = http2.request(b"/", method=b"POST", body_follows=True)
+    with connected(server.port, http2.PREFACE + head) as client:
+        while http2.frame(http2.DATA, http2.END_STREAM, 1, b"") not in (read := client.recv(4096)):
+            assert read
+        client.sendall(http2.frame(http2.DATA, 0, 1, b"x" * 1000) * 2)
+        client.shutdown(socket.SHUT_WR)
+        everything(client)
+    return died(server)
+
+
+def a_path_that_is_not_ascii(server: ServerProcess) -> bool:
+    with connected(server.port, http2.PREFACE + http2.request(b"/caf\xc3\xa9")) as client:
+        client.shutdown(socket.SHUT_WR)
+        everything(client)
+    return died(server)
+
+
+def a_stray_byte_after_an_upgrade(server: ServerProcess) -> bool:
+    upgrade = ("Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13")
+    with connected(server.port, get("/", *upgrade, "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==") + b"X") as client:
+        client.shutdown(socket.SHUT_WR)
+        everything(client)
+    return died(server)
+
+
+def died(server: ServerProcess) -> bool:
+    # One that does not die answers at once, and goes on to.
+    return not all(answers(server) for _ in range(5)) or ends(server, 1) is not None
+
+
+def a_worker_that_has_drained_ends_the_others(server: ServerProcess) -> bool:
+    with connected(server.port, get("/three")) as client:
+        read = client.recv(4096)
+        os.kill(server.pid, signal.SIGTERM)
+        read += everything(client)
+    assert ends(server, PATIENCE) is not None
+    return not read.endswith(b"0\r\n\r\n")
+
+
+def sigterm_does_not_drain(server: ServerProcess) -> bool:
+    with connected(server.port, get("/three")) as client:
+        read = client.recv(4096)
+        os.kill(server.pid, signal.SIGTERM)
+        read += everything(client)
+    return ends(server, PATIENCE) == -signal.SIGTERM and not read.endswith(b"0\r\n\r\n")
+
+
+def a_client_that_does_not_read_holds_the_process(server: ServerProcess) -> bool:
+    with connected(server.port, get("/big")) as client:
+        client.recv(1)
+        os.kill(server.pid, signal.SIGTERM)
+        return ends(server, LONG_ENOUGH) is None
+
+
+def an_application_that_only_sends_is_never_told(server: ServerProcess) -> bool:
+    assert answers(server)
+    before = descriptors(server)
+    for _ in range(10):
+        with connected(server.port, get("/only-send")) as client:
+            client.recv(1)
+    return not soon(lambda: descriptors(server) <= before, LONG_ENOUGH)
+
+
+def a_body_that_is_not_read_leaks_the_connection(server: ServerProcess) -> bool:
+    post = b"POST /refuse-later HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000000\r\n\r\n"
+    assert answers(server)
+    before = descriptors(server)
+    for _ in range(10):
+        with connected(server.port, post) as client:
+            try:
+                for _ in range(40):
+                    client.sendall(b"x" * 65536)
+            except OSError:
+                pass
+    return not soon(lambda: descriptors(server) <= before, LONG_ENOUGH)
+
+
+def a_client_that_is_gone_is_not_noticed_by_asking(server: ServerProcess) -> bool:
+    with connected(server.port, get("/asked")) as client:
+        client.recv(1)
+    assert soon(lambda: "noticed" in server.log)
+    return "never-noticed" in server.log
+
+
+def a_connection_that_must_close_stays_open(server: ServerProcess) -> bool:
+    with connected(server.port, get("/leave", "Connection: close")) as client:
+        client.settimeout(LONG_ENOUGH)
+        try:
+            assert everything(client).endswith(b"0\r\n\r\n")
+        except TimeoutError:
+            return True
+    return False
+
+
+def get_over_http2(url: str) -> bool:
+    """Get a page over a connection of its own; false if the connection broke."""
+    with httpx2.Client(http1=False, http2=True, timeout=PATIENCE) as client:
+        try:
+            return client.get(url).status_code == 200
+        except httpx2.RemoteProtocolError:
+            return False
+
+
+def the_end_of_an_http2_answer_is_lost_when_the_server_stops(server: ServerProcess) -> bool:
+    # Which of two tasks comes first decides it for each connection, so there are many.
+    with ThreadPoolExecutor(20) as pool:
+        calls = [pool.submit(get_over_http2, server.url + "/wait") for _ in range(20)]
+        assert soon(lambda: server.log.count("waiting") == 20)
+        os.kill(server.pid, signal.SIGTERM)
+        return not all(call.result() for call in calls)
+
+
+def an_http2_connection_breaks_after_a_thousand_requests(server: ServerProcess) -> bool:
+    with httpx2.Client(http1=False, http2=True, timeout=PATIENCE) as client, ThreadPoolExecutor(16) as pool:
+        assert {client.get(server.url).status_code for _ in range(990)} == {413}
+        calls = [pool.submit(client.get, server.url + "/wait") for _ in range(16)]  # answered after the thousandth
+        return any(isinstance(call.exception(), httpx2.RemoteProtocolError) for call in calls)
+
+
+def an_http2_client_that_goes_without_having_read_leaks_the_connection(server: ServerProcess) -> bool:
+    assert answers(server)
+    before = descriptors(server)
+    for _ in range(10):
+        with connected(server.port, http2.PREFACE + http2.request(b"/big")) as client:
+            left = 60_000  # of the 65 535 bytes that it lets the server send; then the application waits
+            while left > 0:
+                left -= len(client.recv(left))
+    return not soon(lambda: descriptors(server) <= before, LONG_ENOUGH)
+
+
+def streams_in_a_circle_hang_the_worker(server: ServerProcess) -> bool:
+    only = 0x80000000
+    depends = [(3, only | 5), (1, only | 3), (5, 3), (1, only | 3)]
+    circle = b"".join(http2.frame(http2.PRIORITY, 0, stream, on.to_bytes(4, "big") + b"\x0f") for stream, on in depends)
+    with connected(server.port, http2.PREFACE + circle + http2.request(b"/")) as client:
+        while http2.frame(http2.DATA, http2.END_STREAM, 1, b"") not in (read := client.recv(4096)):
+            assert read
+    try:
+        with connected(server.port, get("/")) as client:
+            client.settimeout(LONG_ENOUGH)
+            return client.recv(4096) == b""
+    except TimeoutError:
+        return True
+
+
+DEFECTS: list[tuple[str, Callable[[ServerProcess], bool], list[str]]] = [
+    ("1", data_after_an_early_answer, ["-w", "0"]),
+    ("2", a_path_that_is_not_ascii, ["-w", "0"]),
+    ("3", a_stray_byte_after_an_upgrade, ["-w", "0"]),
+    ("4", a_worker_that_has_drained_ends_the_others, ["-w", "2", "--graceful-timeout", "10"]),
+    ("5", sigterm_does_not_drain, ["-w", "0", "--graceful-timeout", "10"]),
+    ("6", a_client_that_does_not_read_holds_the_process, ["-w", "1"]),
+    ("7", an_application_that_only_sends_is_never_told, ["-w", "0"]),
+    ("8", a_body_that_is_not_read_leaks_the_connection, ["-w", "0"]),
+    ("9", a_client_that_is_gone_is_not_noticed_by_asking, ["-w", "0"]),
+    ("10", a_connection_that_must_close_stays_open, ["-w", "0"]),
+    ("13", the_end_of_an_http2_answer_is_lost_when_the_server_stops, ["-w", "1", "--graceful-timeout", "10"]),
+    ("14", an_http2_connection_breaks_after_a_thousand_requests, ["-w", "0"]),
+    ("15", an_http2_client_that_goes_without_having_read_leaks_the_connection, ["-w", "0"]),
+    ("16", streams_in_a_circle_hang_the_worker, ["-w", "0"]),
+]
+CASES = [pytest.param(show, options, id=f"{number} {show.__name__}") for number, show, options in DEFECTS]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("show", "options"), CASES)
+def test_plain_hypercorn_has_the_defect(show: Callable[[ServerProcess], bool], options: list[str]) -> None:
+    with started("plain", *options) as server:
+        assert show(server), f"gone? then what is done about it can go, too\n{server.log}"
+        server.kill()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("show", "options"), CASES)
+def test_the_hardened_one_has_not(show: Callable[[ServerProcess], bool], options: list[str]) -> None:
+    with started("hardened", *options) as server:
+        assert not show(server), server.log
+        server.kill()
+
+
+# 11, 12: an application is told nothing of the end, so that whoever streams is cut
+
+
+@pytest.mark.process
+def test_plain_hypercorn_cuts_streams_and_says_nothing_before() -> None:
+    with started("plain", "-w", "1") as server:
+        with connected(server.port, get("/events")) as client:
+            read = client.recv(4096)
+            os.kill(server.pid, signal.SIGTERM)
+            read += everything(client)
+        assert ends(server, PATIENCE) == 0
+    assert not read.endswith(b"0\r\n\r\n")
+    assert [word for word in server.log.split() if word in {"stream-cancelled", "lifespan-ended"}] == [
+        "stream-cancelled",
+        "lifespan-ended",
+    ]
+
+
+@pytest.mark.process
+def test_ours_ends_its_streams_as_soon_as_the_server_stops() -> None:
+    # With Hypercorn's own master and its command line: with `mcp-hybrid serve`, test_master.py shows it.
+    listen = modern(request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}))
+    with hypercorn("--graceful-timeout", "600") as server:
+        first = httpx2.post(server.url, headers=headers(), content=body(initialize()), timeout=PATIENCE)
+        standing = headers(first.headers["mcp-session-id"], LEGACY, accept="text/event-stream", content_type=None)
+        with (
+            httpx2.stream("GET", server.url, headers=standing, timeout=PATIENCE) as stream,
+            httpx2.stream(
+                "POST", server.url, headers=modern_headers(listen), content=body(listen), timeout=PATIENCE
+            ) as listener,
+        ):
+            ends_of = [answer.iter_lines() for answer in (stream, listener)]
+            for lines in ends_of:
+                next(lines)
+            os.kill(server.pid, signal.SIGTERM)
+            told, heard = ([line for line in lines if line] for lines in ends_of)
+        assert told[-1].startswith("retry: ")
+        assert '"result"' in heard[-1]
+        assert ends(server, PATIENCE) == 0
+        server.kill()
+
+
+# All of it at once, on the process that is shipped
+
+
+@pytest.mark.process
+def test_mcp_hybrid_serve_outlives_the_packets_that_are_deadly() -> None:
+    deadly = (data_after_an_early_answer, a_path_that_is_not_ascii, a_stray_byte_after_an_upgrade)
+    with serve() as server:
+        assert answers(server)
+        assert not any(show(server) for show in deadly * 3)
+        assert "Traceback" not in server.log, server.log
+
+
+# The seams
+
+
+def test_what_is_replaced_is_where_hypercorn_looks_for_it() -> None:
+    # server/worker.py: harden
+    serving = inspect.getsource(hypercorn_run.worker_serve)
+    assert "TCPServer," in serving
+    assert "context = WorkerContext(max_requests)" in serving
+    assert "async with TaskGroup() as task_group" in inspect.getsource(TCPServer.run)
+    wrapper = inspect.getsource(hypercorn_protocol.ProtocolWrapper)
+    assert "= H11Protocol(" in wrapper
+    assert "= H2Protocol(" in wrapper
+
+
+def test_the_worker_says_that_it_has_stopped_accepting_and_then_counts_the_graceful_time() -> None:
+    # server/draining.py: _Terminated
+    serving = inspect.getsource(hypercorn_run.worker_serve)
+    told = serving.index("await context.terminated.set()")
+    assert serving.index("trio.serve_listeners") < told < serving.index("config.graceful_timeout")
+    assert "context.terminate.wait" in serving
+    assert {"terminate", "terminated", "requests"} <= set(vars(WorkerContext(None)))
+
+
+def test_a_connection_has_what_its_subclass_uses() -> None:
+    # server/worker.py: HardenedTCPServer
+    assert list(inspect.signature(TCPServer.protocol_send).parameters) == ["self", "event"]
+    assert {"send_lock", "stream", "context", "idle_task"} <= set(vars(TCPServer(None, None, None, None, None)))  # type: ignore[arg-type]
+    assert "_initiate_server_close" in inspect.getsource(TCPServer._idle_timeout)
+
+
+def test_a_request_is_handed_over_in_a_queue_whose_ends_can_be_had() -> None:
+    # server/tasks.py
+    spawning = inspect.getsource(TaskGroup.spawn_app)
+    assert "app_receive_channel.receive," in spawning
+    assert "return app_send_channel.send" in spawning
+
+
+def test_the_protocols_have_what_their_subclasses_use() -> None:
+    # server/protocols.py
+    assert inspect.iscoroutinefunction(H11Protocol._maybe_recycle)
+    assert list(inspect.signature(H2Protocol._handle_events).parameters) == ["self", "events"]
+    assert list(inspect.signature(H2Protocol.stream_send).parameters) == ["self", "event"]
+    assert list(inspect.signature(WSStream._send_error_response).parameters) == ["self", "status_code"]
+    for protocol in (hypercorn_h11, hypercorn_h2):
+        assert "= WSStream(" in inspect.getsource(protocol)
+    making = inspect.getsource(H2Protocol.__init__)
+    for attribute in ("context", "connection", "streams", "stream_buffers", "keep_alive_requests"):
+        assert f"self.{attribute}" in making
+    assert "self.context.terminated.is_set()" in inspect.getsource(H2Protocol)

@@ -1,0 +1,125 @@
+"""Builds the wheel, installs it into a clean environment, and runs its command there as a stranger would."""
+
+# a script, not a package; it runs programs that it names itself
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+START = 30.0
+"""Seconds the server may take until it answers."""
+
+
+def main() -> None:
+    """Build, install, and try `version`, `check` and `serve`; anything that goes wrong ends the script."""
+    with tempfile.TemporaryDirectory(prefix="wheel-") as name:
+        folder = Path(name)
+        command = install(build(folder), folder)
+        say(f"the wheel's command: mcp-hybrid {run(command, 'version', cwd=folder).strip()}")
+        run(command, "check", cwd=folder)
+        with serving(command, folder) as url:
+            tools = ask(url)
+        if "add" not in tools:
+            sys.exit(f"the wheel's server lists {tools}, and add is not among them")
+    say("the wheel serves its demo")
+
+
+def build(folder: Path) -> Path:
+    """Build the wheel outside the sources."""
+    run(Path(sys.executable), "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT), cwd=folder)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def install(wheel: Path, folder: Path) -> Path:
+    """Install the wheel with what it needs at run time, and give its command."""
+    binaries = folder / "venv" / "bin"
+    run(Path(sys.executable), "-m", "venv", str(folder / "venv"), cwd=folder)
+    run(binaries / "python", "-m", "pip", "install", "--disable-pip-version-check", str(wheel), cwd=folder)
+    return binaries / "mcp-hybrid"
+
+
+def run(program: Path, *arguments: str, cwd: Path) -> str:
+    """Run to the end and give the output; a failure ends the script with it."""
+    done = subprocess.run(
+        [program, *arguments],
+        cwd=cwd,
+        env=clean(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{program.name} {' '.join(arguments)} failed with {done.returncode}:\n{done.stdout}")
+    return done.stdout
+
+
+def clean() -> dict[str, str]:
+    """Give an environment that shows nothing of this checkout or its settings."""
+    hidden = ("MCP_HYBRID_", "PYTHON", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+
+
+@contextmanager
+def serving(command: Path, folder: Path) -> Iterator[str]:
+    """Serve the demo on a free port, and stop it in order."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with (folder / "log").open("w+b") as log:
+        server = subprocess.Popen(
+            [command, "serve", "--port", str(port)], cwd=folder, env=clean(), stdout=log, stderr=subprocess.STDOUT
+        )
+        try:
+            wait_for(port, server)
+            yield f"http://127.0.0.1:{port}/mcp"
+        except BaseException:
+            say((folder / "log").read_text(errors="replace"))
+            raise
+        finally:
+            server.terminate()
+            code = server.wait(START)
+    if code != 0:
+        sys.exit(f"the wheel's server ended with {code}")
+
+
+def wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    """Wait until the port answers."""
+    until = time.monotonic() + START
+    while time.monotonic() < until and server.poll() is None:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    sys.exit("the wheel's server did not start")
+
+
+def ask(url: str) -> list[str]:
+    """List the tools, as curl would: without a session."""
+    message = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/list"}).encode()
+    request = urllib.request.Request(  # noqa: S310  # the address is our own
+        url, message, {"content-type": "application/json", "accept": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=START) as answer:  # noqa: S310  # as above
+        return [tool["name"] for tool in json.load(answer)["result"]["tools"]]
+
+
+def say(line: str) -> None:
+    """Tell the person."""
+    print(line, flush=True)  # a script's output
+
+
+if __name__ == "__main__":
+    main()
