@@ -1,0 +1,1 @@
+"""What `chaos.py` runs: clients that behave, and faults that others cause."""

@@ -1,0 +1,1 @@
+"""What `fuzz.py` sends, and how it judges what comes back."""
