@@ -253,6 +253,30 @@ def streams_in_a_circle_hang_the_worker(server: ServerProcess) -> bool:
         return True
 
 
+def an_idle_http2_connection_is_cut_off_under_its_client(server: ServerProcess) -> bool:
+    with connected(server.port, http2.PREFACE + http2.request(b"/")) as client:
+        read = b""
+        while http2.frame(http2.DATA, http2.END_STREAM, 1, b"") not in read:
+            read += (piece := client.recv(4096))
+            assert piece
+        os.kill(server.pid, signal.SIGTERM)
+        goaway = http2.frame(http2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4))
+        while goaway not in read:
+            try:
+                piece = client.recv(4096)
+            except ConnectionResetError:
+                return True
+            if not piece:
+                return True
+            read += piece
+        try:  # what it sends now it may repeat elsewhere, once it has read why; so it must be able to read it
+            client.sendall(http2.request(b"/", stream=3))
+            client.shutdown(socket.SHUT_WR)
+            return client.recv(4096) != b""
+        except OSError:
+            return True
+
+
 DEFECTS: list[tuple[str, Callable[[ServerProcess], bool], list[str]]] = [
     ("1", data_after_an_early_answer, ["-w", "0"]),
     ("2", a_path_that_is_not_ascii, ["-w", "0"]),
@@ -268,6 +292,7 @@ DEFECTS: list[tuple[str, Callable[[ServerProcess], bool], list[str]]] = [
     ("14", an_http2_connection_breaks_after_a_thousand_requests, ["-w", "0"]),
     ("15", an_http2_client_that_goes_without_having_read_leaks_the_connection, ["-w", "0"]),
     ("16", streams_in_a_circle_hang_the_worker, ["-w", "0"]),
+    ("20", an_idle_http2_connection_is_cut_off_under_its_client, ["-w", "1", "--graceful-timeout", "10"]),
 ]
 CASES = [pytest.param(show, options, id=f"{number} {show.__name__}") for number, show, options in DEFECTS]
 

@@ -110,6 +110,13 @@ def test_the_sdk_and_hypercorn_are_heard_whole_when_debugging() -> None:
     assert [line["event"] for line in lines(stream)] == ["chatter", "chatter"]
 
 
+def test_a_level_that_hypercorn_has_set_before_does_not_count() -> None:
+    HypercornLogger(Config())
+    stream = configured()
+    logging.getLogger("hypercorn.error").info("chatter")
+    assert lines(stream) == []
+
+
 def test_configuring_twice_writes_each_line_once_and_the_last_stream_counts() -> None:
     first = configured()
     log = structlog.get_logger()
@@ -182,6 +189,6 @@ def test_a_log_that_nobody_reads_any_more_fails_nobody() -> None:
 def test_hypercorns_own_handler_does_not_write_the_line_a_second_time(capsys: pytest.CaptureFixture[str]) -> None:
     stream = configured()
     HypercornLogger(Config())  # what its command line does once the app is imported
-    logging.getLogger("hypercorn.error").warning("once")
+    logging.getLogger("hypercorn.error").info("once")
     assert [line["event"] for line in lines(stream)] == ["once"]
     assert capsys.readouterr().err == ""

@@ -5,9 +5,10 @@ itself on hearing that the request is over: Hypercorn 0.18 is then cancelled bet
 
 **HTTP/2.** Hypercorn ends a whole connection for a DATA frame that comes after its stream was answered, and for a path
 that is not ASCII. When it stops, or has served `keep_alive_max_requests` on a connection, it declares the connection
-closed before the last answer's end is written, which then never is, and resets requests that come in meanwhile. And a
-client that goes while an answer waits for it to take more leaves the application waiting for ever. A few PRIORITY
-frames that make streams depend on one another in a circle have the whole worker search for the next stream for ever.
+closed before the last answer's end is written, which then never is, and resets requests that come in meanwhile. It
+closes idle connections without a word, under clients that are sending their next request. And a client that goes while
+an answer waits for it to take more leaves the application waiting for ever. A few PRIORITY frames that make streams
+depend on one another in a circle have the whole worker search for the next stream for ever.
 
 **Websockets**, none of which is served. A client that does not wait for the refusal is refused twice. Over HTTP/1.1
 that ends the connection; over HTTP/2 the second head is encoded, found wrong and not sent, and from then on the client
@@ -22,7 +23,7 @@ from typing import Any, Final, cast
 import h2.events
 import trio
 from h2.errors import ErrorCodes
-from hypercorn.events import Closed, Event
+from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
@@ -51,9 +52,12 @@ class HardenedH2Protocol(H2Protocol):
         context.terminated = EventWrapper()
         context.mark_request = self.context.mark_request  # type: ignore[method-assign]  # the worker counts, not the copy
         self.context = context
+        self._finished = False
 
     async def handle(self, event: Event) -> None:
-        """Take what came on the connection."""
+        """Take what came on the connection. What comes after its end was said is for another one."""
+        if self._finished and isinstance(event, RawData):
+            return
         await super().handle(event)
         if isinstance(event, Closed):
             for buffer in list(self.stream_buffers.values()):
@@ -82,9 +86,13 @@ class HardenedH2Protocol(H2Protocol):
         return True
 
     async def finish(self) -> None:
-        """Say that the connection ends, after everything was written that is on its way."""
+        """Say that the connection ends, after everything was written that is on its way.
+
+        It names the last request that was taken (RFC 9113, section 6.8): a client may repeat those after it elsewhere.
+        """
         while self.stream_buffers:  # noqa: ASYNC110 - Hypercorn has no event for it
             await trio.sleep(_LOOK)
+        self._finished = True
         self.connection.close_connection()
         await self._flush()
 

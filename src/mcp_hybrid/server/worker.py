@@ -36,7 +36,7 @@ _TOLD_EVERY: Final = 60.0
 """Seconds between two log lines about connections that are closed because there are too many."""
 
 _GOODBYE: Final = 1.0
-"""Seconds for the end of an HTTP/2 connection to be written."""
+"""Seconds for the end of an HTTP/2 connection to be written, and to be heard."""
 
 
 class HardenedTCPServer(TCPServer):
@@ -50,7 +50,7 @@ class HardenedTCPServer(TCPServer):
     """Connections that were closed at once because there were too many."""
 
     context: DrainingContext
-    _client_gone = False
+    _client_gone: trio.Event
     _reading: trio.CancelScope
     _told: ClassVar[float] = float("-inf")
 
@@ -60,7 +60,7 @@ class HardenedTCPServer(TCPServer):
             await self._turn_away()
             return
         HardenedTCPServer.count += 1
-        self._reading = trio.CancelScope()
+        self._reading, self._client_gone = trio.CancelScope(), trio.Event()
         self.context.connections.add(self)
         try:
             await super().run()
@@ -90,12 +90,12 @@ class HardenedTCPServer(TCPServer):
             await trio.aclose_forcefully(self.stream)  # of what its tasks are about to say half would be missing
             raise
         finally:
-            self._client_gone = True
+            self._client_gone.set()
             await self.idle_task.stop()
 
     async def protocol_send(self, event: Event) -> None:
         """Write to the connection, or give it up when a write is not taken in `limits.write_time` seconds."""
-        if isinstance(event, Updated) and self._client_gone:
+        if isinstance(event, Updated) and self._client_gone.is_set():
             return  # a call that ran on has ended: Hypercorn would keep the connection for as long as an idle one
         if not isinstance(event, RawData):
             await super().protocol_send(event)
@@ -118,11 +118,12 @@ class HardenedTCPServer(TCPServer):
         self._reading.cancel()
 
     async def _initiate_server_close(self) -> None:
-        """End an idle connection."""
+        """End an idle connection. A client of HTTP/2 may be sending just now: it is told, and not cut off meanwhile."""
         protocol = self.protocol.protocol
         if isinstance(protocol, HardenedH2Protocol):
             with trio.move_on_after(_GOODBYE):
                 await protocol.finish()
+                await self._client_gone.wait()
         await super()._initiate_server_close()
 
 

@@ -65,7 +65,10 @@ class _Handler(logging.Handler):
 
 
 class _WithoutOwnHandler(logging.Filter):
-    """Takes the console handler from Hypercorn's logger, which its command line sets after it imported the app."""
+    """Takes the console handler from Hypercorn's logger, which its command line sets after it imported the app.
+
+    The level that it sets as well (its `--log-level`) stays: who starts Hypercorn by hand wants to hear where it runs.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         logger = logging.getLogger(record.name)
@@ -73,7 +76,8 @@ class _WithoutOwnHandler(logging.Filter):
         return True
 
 
-_HYPERCORN_FILTER: Final = _WithoutOwnHandler()
+_HYPERCORNS_LOGGER: Final = "hypercorn.error"
+_HYPERCORNS_FILTER: Final = _WithoutOwnHandler()
 
 
 def configure_logging(
@@ -121,7 +125,9 @@ def _configure_standard_library(threshold: int, shared: list[Processor], renderi
     root.setLevel(threshold)
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(threshold if threshold == logging.DEBUG else max(threshold, logging.WARNING))
-    logging.getLogger("hypercorn.error").addFilter(_HYPERCORN_FILTER)
+    hypercorns = logging.getLogger(_HYPERCORNS_LOGGER)
+    hypercorns.setLevel(logging.NOTSET)  # one that an earlier server of this process has set
+    hypercorns.addFilter(_HYPERCORNS_FILTER)
 
 
 def _rendering(form: LogFormat, stream: TextIO) -> list[Processor]:
