@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import pty
 import re
 import shutil
 import signal
@@ -29,6 +28,7 @@ from typer.main import get_command
 from harness.asgi import App, AsgiClient
 from harness.mcp import Conversation, body, headers, tool
 from harness.process import free_port
+from harness.terminal import Terminal
 from mcp_hybrid.cli import app as command_line
 from mcp_hybrid.sessions.seal import fresh_key
 from mcp_hybrid.settings import CONFIG_VARIABLE, FIELDS, load, variable
@@ -225,12 +225,12 @@ def test_curl_in_a_session_gets_progress_lines_one_by_one(home: Home) -> None:
 
 @pytest.mark.process
 def test_the_client_that_comes_along_shows_a_bar(home: Home) -> None:
-    shown, code = on_a_terminal(home.printed("call"), home)
-    assert code == 0, shown
-    assert "━" in shown
-    assert "100%" in shown
-    assert "0 to go" in shown
-    assert shown.rstrip().endswith("lift-off")
+    with Terminal(["sh", "-ec", home.printed("call")], home.environment(), home.folder) as terminal:
+        assert terminal.ended() == 0, terminal.shown
+    assert "━" in terminal.shown
+    assert "100%" in terminal.shown
+    assert "0 to go" in terminal.shown
+    assert terminal.shown.rstrip().endswith("lift-off")
 
 
 @pytest.mark.process
@@ -248,26 +248,6 @@ def test_mcp_inspector_lists_the_tools(home: Home) -> None:
         pytest.skip("npx cannot download the Inspector here")
     assert done.returncode == 0, done.stderr
     assert "add" in [each["name"] for each in from_json(done.stdout)["tools"]]
-
-
-def on_a_terminal(script: str, home: Home) -> tuple[str, int]:
-    """Run commands on a terminal; give what they show, and their exit code."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        ["sh", "-ec", script],
-        cwd=home.folder,
-        env=home.environment() | {"TERM": "xterm", "COLUMNS": "100"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    shown = b""
-    with suppress(OSError):  # EIO: nobody is left on the other side
-        while chunk := os.read(ours, 65536):
-            shown += chunk
-    os.close(ours)
-    return shown.decode(), process.wait(10)
 
 
 # Below it

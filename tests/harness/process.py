@@ -123,10 +123,10 @@ class ServerProcess:
         self._env.update(env or {})
         self.start(port)
 
-    def wait_for_log(self, text: str, within: float = 10) -> None:
-        """Wait until the log holds a text."""
+    def wait_for_log(self, text: str, within: float = 10, *, since: int = 0) -> None:
+        """Wait until the log holds a text, below what was there at a length of it."""
         until = time.monotonic() + within
-        while text not in self.log:
+        while text not in self.log[since:]:
             assert time.monotonic() < until, f"{text!r} did not come up in the log:\n{self.log}"
             time.sleep(POLL)
 

@@ -14,7 +14,7 @@ import httpx2
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
-from mcp_types import CallToolResult, EmbeddedResource, TextContent, TextResourceContents, Tool
+from mcp_types import PARSE_ERROR, CallToolResult, EmbeddedResource, TextContent, TextResourceContents, Tool
 
 from mcp_hybrid.client.arguments import UsageError, nearest, split, typed
 from mcp_hybrid.client.form import answering
@@ -127,6 +127,9 @@ def _explain(error: BaseException, url: str, status: int) -> tuple[int, str]:
         if isinstance(cause, httpx2.HTTPError):
             return 1, _explain_http(cause, url)
     for cause in causes:
+        if isinstance(cause, MCPError) and cause.code == PARSE_ERROR and status < 400:
+            # The SDK's client says so, in a dozen lines: a server that cannot parse a message answers it 400.
+            return 1, f"error: {url} did not answer as an MCP server does (no JSON-RPC message)"
         if isinstance(cause, MCPError):
             refused = f" (HTTP {status} from {url})" if status >= 400 else ""
             return 1, f"error: {cause.message}{refused}"
