@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+import structlog.testing
 from anyio.abc import SocketAttribute
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -116,6 +117,19 @@ async def test_a_reader_waits_for_what_comes(make: Make) -> None:
         assert [entry.data for entry in read] == [b"x"]
 
 
+async def test_who_only_looks_does_not_wait(make: Make) -> None:
+    backplane = make()
+    async with running(backplane):
+        first = await added(backplane, b"one")
+        assert await backplane.peek(CALL, first) == []
+        second = await added(backplane, None)
+        assert await backplane.peek(CALL, first) == [(second, None)]
+        with pytest.raises(UnknownEventError):
+            await backplane.peek(CALL, "99-99")
+        with pytest.raises(UnknownEventError):
+            await backplane.peek(StreamKey("session", "c2"), first)
+
+
 async def test_an_id_that_is_not_in_the_log_is_told_so(make: Make) -> None:
     backplane = make()
     async with running(backplane):
@@ -149,6 +163,14 @@ async def test_state_is_changed_name_by_name_and_bounded(make: Make) -> None:
         assert await backplane.load_state("a") == {"y": b'"z"', "w": b"[]"}
         assert await backplane.load_state("b") == {}
         await backplane.forget("a")
+        assert await backplane.load_state("a") == {}
+
+
+async def test_no_state_is_kept_for_a_session_that_was_ended(make: Make) -> None:
+    backplane, until = make(), time.time() + 60
+    async with running(backplane):
+        await backplane.revoke("a", until)
+        await backplane.save_state("a", {"x": b"1"}, until)
         assert await backplane.load_state("a") == {}
 
 
@@ -213,6 +235,96 @@ async def test_workers_hear_what_is_meant_for_them(pair: tuple[RedisBackplane, R
         await one.broadcast(to_all)
         await until(lambda: len(ones) == 1 and len(others) == 1)
         assert (ones, others) == ([to_one], [to_all])
+
+
+ENTRIES: dict[str, list[bytes]] = {
+    "nothing of ours": [b"hello", b"world"],
+    "of a kind that a later release may have": [b"kind", b"greet", b"session", b"s", b"body", b"x"],
+    "without a session": [b"kind", b"cancel"],
+    "an end that is cut short": [b"kind", b"end", b"session", b"s", b"body", b"1.0"],
+    "an end without a time": [b"kind", b"end", b"session", b"s", b"body", b"soon worker token"],
+    "not UTF-8": [b"\xff", b"x"],
+    "a session that is not UTF-8": [b"kind", b"cancel", b"session", b"\xff", b"body", b"7"],
+    "heard, without by whom": [b"heard", b"token"],
+}
+
+
+async def test_what_is_not_understood_in_an_inbox_is_passed_over_and_told_once(
+    pair: tuple[RedisBackplane, RedisBackplane],
+) -> None:
+    one, other = pair
+    with structlog.testing.capture_logs() as lines:
+        async with running(*pair) as (ones, _):
+            await beaten(*pair)
+            for entry in ENTRIES.values():
+                await other._do(b"XADD", other._key("inbox", one.worker), b"*", *entry)
+            word = Signal(SignalKind.CANCEL, "s", b"7")
+            await other.send(one.worker, word)
+            await until(lambda: ones == [word])
+            assert one.available
+    assert [line["log_level"] for line in lines if "not understood" in line["event"]] == ["error"]
+
+
+async def test_what_was_heard_is_not_kept(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
+    one, other = pair
+    async with running(*pair) as (ones, _):
+        await beaten(*pair)
+        for _ in range(20):
+            await other.send(one.worker, Signal(SignalKind.CANCEL, "s", b"7"))
+        await until(lambda: len(ones) == 20)
+        with anyio.fail_after(SOON):
+            while await other._do(b"XLEN", other._key("inbox", one.worker)) > 1:  # noqa: ASYNC110 - see `until`
+                await anyio.sleep(0.01)
+
+
+async def test_nothing_is_kept_for_a_worker_that_never_was(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
+    one, _ = pair
+    async with running(one):
+        await beaten(one)
+        await one.send("0" * 12, Signal(SignalKind.ANSWER, "s", b"x" * 100_000))
+        assert not await one._do(b"EXISTS", one._key("inbox", "0" * 12))
+
+
+async def test_a_worker_that_takes_nothing_is_kept_so_many_bytes_and_not_more(
+    pair: tuple[RedisBackplane, RedisBackplane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, _ = pair
+    monkeypatch.setattr(inbox, "INBOX_BYTES", 1_000_000)
+    async with running(one):
+        await beaten(one)
+        await one._do(b"SET", one._key("worker", "stuck"), b"1", b"PX", 60_000)
+        large = Signal(SignalKind.ANSWER, "s", b"x" * 300_000)
+        taken = 0
+        with suppress(BackplaneUnavailableError):
+            for _ in range(100):
+                await one.send("stuck", large)
+                taken += 1
+        assert 3 <= taken <= 4
+        await one.send("stuck", Signal(SignalKind.CANCEL, "s", b"7"))
+        assert await one._do(b"XLEN", one._key("inbox", "stuck")) == taken + 1
+        assert one.available
+
+
+async def test_a_worker_that_may_not_have_found_redis_back_yet_is_not_taken_for_gone(
+    pair: tuple[RedisBackplane, RedisBackplane],
+) -> None:
+    one, _ = pair
+    async with running(one):
+        await beaten(one)
+        await one.send("0" * 12, Signal(SignalKind.ANSWER, "s"))
+        one._judging_from = time.monotonic() + 60  # as after an outage
+        with pytest.raises(BackplaneUnavailableError):
+            await one.send("0" * 12, Signal(SignalKind.ANSWER, "s"))
+
+
+async def test_one_operation_that_takes_too_long_fails_alone(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
+    backplane, _ = pair
+    async with running(backplane):
+        await beaten(backplane)
+        with pytest.raises(BackplaneUnavailableError):
+            await backplane._do(b"BLPOP", backplane._key("nothing"), 3)
+        assert backplane.available
+        assert not await backplane.is_open(CALL)
 
 
 async def test_a_log_is_followed_from_another_worker_without_delay(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
@@ -410,7 +522,7 @@ def cut_off_after(backplane: RedisBackplane, commands: int, monkeypatch: pytest.
 
 
 async def logged(backplane: RedisBackplane, after: str) -> list[bytes | None]:
-    return [entry.data for entry in await backplane._read_now(CALL, after)]
+    return [entry.data for entry in await backplane.peek(CALL, after)]
 
 
 async def test_a_worker_that_was_taken_for_dead_adds_nothing_to_what_was_ended_for_it(
@@ -507,7 +619,7 @@ async def test_redis_that_goes_and_comes_back_heals_without_a_restart() -> None:
             for _ in range(3):
                 with pytest.raises(BackplaneUnavailableError):
                     await backplane.append(CALL, b"lost")
-            assert not backplane.available
+            await until(lambda: not backplane.available)
             assert await backplane.is_revoked("a")
             assert not await backplane.is_revoked("b")
             server.start()

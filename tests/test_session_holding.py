@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from harness.asgi import Answer, AsgiClient
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
 from mcp_hybrid import pin_session
+from mcp_hybrid.sessions.live import LiveSession
 
 IDLE: Any = {"idle_timeout": 10}
 
@@ -135,6 +137,19 @@ async def test_an_owner_at_the_limit_makes_room_with_a_session_of_its_own() -> N
         assert held(setup) == owners
 
 
+async def test_who_makes_room_does_not_look_through_the_sessions_of_others() -> None:
+    async with running(users=True, sessions={"max_live_per_owner": 2}) as setup:
+        await opened(setup, *(f"user {number}" for number in range(50)), "alice", "alice")
+
+        class Private(OrderedDict[str, LiveSession]):
+            def values(self) -> Any:
+                raise AssertionError("the sessions of all were looked through")
+
+        setup.registry._live = Private(setup.registry._live)
+        assert len(await opened(setup, "alice")) == 1
+        setup.registry._live = OrderedDict(setup.registry._live.items())
+
+
 async def test_an_owner_whose_sessions_are_all_in_use_gets_503_and_nobody_else_does() -> None:
     async with running(users=True, sessions={"max_live_per_owner": 1}) as setup:
         (busy,) = await opened(setup, "alice")
@@ -162,4 +177,4 @@ async def test_a_session_that_is_no_longer_held_does_not_count(how: str, autojum
         (second,) = await opened(setup, "alice")
         assert len(setup.registry) == 1
         assert await first.ping() == await second.ping() == 200
-        assert setup.registry._of_owner.total() == 1
+        assert len(setup.registry._of_owner) == 1

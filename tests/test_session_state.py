@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from pydantic_core import to_json
 
 from harness import mcp
 from harness.asgi import AsgiClient
-from harness.hybrid import KEY
+from harness.hybrid import KEY, running
 from harness.mcp import Conversation
 from harness.redis import RedisServer
 from mcp_hybrid import HybridApp, Settings, session_state
 from mcp_hybrid.backplane import MemoryBackplane
 from mcp_hybrid.backplane.redis import RedisBackplane
+from mcp_hybrid.exchange.standalone import StandaloneChannel
 from mcp_hybrid.sessions.state import SessionState, SessionStateError
 
 Json = dict[str, Any]
@@ -160,8 +163,82 @@ async def test_a_request_that_has_no_session_is_told_what_to_do_instead(
 
 
 async def test_a_value_that_is_no_json_is_refused_by_name() -> None:
+    async def for_ever() -> float:
+        return math.inf
+
     with pytest.raises(SessionStateError, match="the value of 'odd' is no JSON"):
-        await SessionState(MemoryBackplane(), "session", 0).set("odd", object())
+        await SessionState(MemoryBackplane(), "session", for_ever).set("odd", object())
+
+
+# A context that the application keeps for longer than the call
+
+
+@asynccontextmanager
+async def kept_context(redis: RedisServer | None) -> AsyncIterator[tuple[HybridApp, Conversation, Context]]:
+    """Serve a session one of whose calls, over by now, has left its context behind; `n` is 1 in its state."""
+    server, kept = mcpserver(), []
+    assert isinstance(server, MCPServer)
+
+    @server.tool()
+    async def leave(ctx: Context) -> str:
+        kept.append(ctx)
+        return "left"
+
+    backplane = RedisBackplane(redis.url, prefix=f"test-{secrets.token_hex(4)}:") if redis is not None else None
+    app = HybridApp(server, Settings.model_validate({"sessions": {"keys": [KEY]}}), backplane=backplane)
+    async with AsgiClient(app, patience=20) as client:
+        conversation = await Conversation.open(client)
+        await conversation.post(mcp.tool("leave"))
+        await keep(conversation, "set", "n", 1)
+        yield app, conversation, kept[0]
+
+
+@pytest.fixture(params=["memory", "redis"])
+def shared(request: pytest.FixtureRequest) -> RedisServer | None:
+    return request.getfixturevalue("shared_redis") if request.param == "redis" else None
+
+
+async def test_what_is_set_by_a_kept_context_while_the_session_hibernates_is_there_with_the_rest(
+    shared: RedisServer | None,
+) -> None:
+    async with kept_context(shared) as (app, conversation, context):
+        await app.registry.close()
+        assert len(app.registry) == 0
+        state = session_state(context)
+        await state.set("m", 2)
+        assert await state.all() == {"n": 1, "m": 2}
+        assert len(app.registry) == 0, "it is not brought to life for that"
+        assert await keep(conversation, "get", "n") == "1"
+        assert await keep(conversation, "get", "m") == "2"
+
+
+@pytest.mark.parametrize("was", ["live", "hibernating"])
+async def test_a_kept_context_is_told_that_the_session_is_over_and_leaves_nothing_behind(
+    shared: RedisServer | None, was: str
+) -> None:
+    async with kept_context(shared) as (app, conversation, context):
+        (session,) = app.registry.sessions()
+        if was == "hibernating":
+            await app.registry.close()
+        assert (await conversation.delete()).status == 204
+        state = session_state(context)
+        for step in (partial(state.set, "m", 2), partial(state.delete, "n"), state.all, partial(state.get, "n")):
+            with pytest.raises(SessionStateError, match="the session is over"):
+                await step()
+        assert await app._backplane.load_state(session.hash) == {}
+
+
+async def test_a_kept_context_is_told_that_the_session_has_become_too_old() -> None:
+    async with running(server=mcpserver()) as setup:
+        await Conversation.open(setup.client)
+        (session,) = setup.registry.sessions()
+        channel = session.connection.outbound
+        assert isinstance(channel, StandaloneChannel)
+        setup.clock.now += Settings().sessions.max_age - 1
+        await channel.state.set("n", 1)
+        setup.clock.now += 1
+        with pytest.raises(SessionStateError, match="the session is over"):
+            await channel.state.set("m", 2)
 
 
 async def test_it_ends_with_the_session(shared_redis: RedisServer) -> None:

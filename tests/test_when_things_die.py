@@ -278,6 +278,18 @@ async def test_an_open_get_stream_outlives_it(pair: Fleet, redis: RedisServer, h
         assert (await changes(stream))["method"] == "notifications/tools/list_changed"
 
 
+@AWAY
+async def test_a_get_that_is_refused_leaves_the_stream_that_is_open(pair: Fleet, redis: RedisServer, how: str) -> None:
+    conversation = await opened(pair)
+    async with conversation.get() as stream:
+        await stream.event()
+        async with away(redis, how):
+            assert_later(await resume(conversation, None))
+        await until_healed(pair)
+        await pair.at(conversation, 1).post(mcp.tool("notify_changed"))
+        assert (await changes(stream))["method"] == "notifications/tools/list_changed"
+
+
 async def changes(stream: Exchange) -> Json:
     with anyio.fail_after(5):
         message: Json = await stream.message()

@@ -16,6 +16,7 @@ from uuid import uuid4
 import anyio
 import pytest
 import trio
+from pydantic_core import from_json
 
 from harness import mcp
 from harness.balancer import Balancer, Passed
@@ -26,7 +27,7 @@ from harness.numbered import Numbered, Tally, converse_by_sdk
 from harness.process import ServerProcess, program, serve
 from harness.raw import RawClient
 from harness.redis import RedisServer
-from mcp_hybrid.backplane import StreamKey
+from mcp_hybrid.backplane import Signal, StreamKey
 from mcp_hybrid.backplane.redis import RedisBackplane
 from mcp_hybrid.exchange.standalone import STANDALONE
 from mcp_hybrid.server.master import UNSHARED
@@ -296,6 +297,95 @@ async def test_a_session_ended_on_any_worker_is_404_on_all(four: Fleet) -> None:
         assert "error" in await conversation.answers(call)
         assert await stream.messages() == []
     assert four.workers[1].example.cancelled == ["wait"]
+
+
+async def test_a_session_whose_end_is_heard_of_while_redis_is_asked_for_it_is_not_brought_back(
+    four: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis may have said that it goes on just before it was ended."""
+    conversation = await opened(four)
+    between = four.workers[1].registry._backplane
+    is_revoked = between.is_revoked
+
+    async def ended_meanwhile(session: str) -> bool:
+        said = await is_revoked(session)
+        assert (await four.at(conversation, 0).delete()).status == 204
+        return said
+
+    monkeypatch.setattr(between, "is_revoked", ended_meanwhile)
+    late = await four.at(conversation, 1).post(ADD)
+    monkeypatch.undo()
+    assert late.status == 404
+    assert late.json() == (await four.at(conversation, 1).post(ADD)).json()
+    assert len(four.workers[1].registry) == 0
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        mcp.result("anything.x", {"x": "x" * 1000}),
+        mcp.result(f"{'0' * 12}.{'x' * 12}", {"x": "x" * 1000}),
+        mcp.result(7, {"x": "x" * 1000}),
+        mcp.notification("notifications/progress", {"progressToken": f"{'0' * 12}.{'x' * 12}", "progress": 1}),
+        mcp.notification("notifications/progress", {"progressToken": ["x"], "progress": 1}),
+    ],
+    ids=["no question's", "a worker's that never was", "a number", "progress of that worker", "progress of nothing"],
+)
+async def test_what_clients_make_up_is_kept_for_nobody(four: Fleet, word: Json) -> None:
+    conversation = await opened(four)
+    assert (await four.at(conversation, 1).post(word)).status == 202
+    backplane = four.workers[0].app._backplane
+    assert isinstance(backplane, RedisBackplane)
+    inboxes = await backplane._do(b"KEYS", backplane._key("inbox", "*"))
+    real = {backplane._key("inbox", each.app._backplane.worker).encode() for each in four.workers}
+    assert set(inboxes) <= real
+
+
+@pytest.mark.parametrize(
+    ("request_id", "told"),
+    [(7, True), ("seven", True), ("x" * 2000, False), ([7], False), ({"x": "y"}, False), (True, False), (None, False)],
+)
+async def test_a_cancellation_is_passed_on_only_where_it_may_name_a_call(
+    trusting: None, four: Fleet, monkeypatch: pytest.MonkeyPatch, request_id: Any, told: bool
+) -> None:
+    conversation = await opened(four)
+    passed_on: list[Signal] = []
+
+    async def note(signal: Signal) -> None:
+        passed_on.append(signal)
+
+    monkeypatch.setattr(four.workers[1].registry._backplane, "broadcast", note)
+    message = mcp.notification("notifications/cancelled", {"requestId": request_id})
+    assert (await four.at(conversation, 1).post(message)).status == 202
+    assert len(passed_on) == told
+
+
+async def test_progress_is_passed_on_without_what_else_the_client_put_there(
+    four: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = await opened(four)
+    passed_on: list[Signal] = []
+
+    async def note(_worker: str, signal: Signal) -> None:
+        passed_on.append(signal)
+
+    monkeypatch.setattr(four.workers[1].registry._backplane, "send", note)
+    token = f"{four.workers[0].app._backplane.worker}.{'x' * 12}"
+    for progress in (1, "much", None, 10**400):
+        params = {"progressToken": token, "progress": progress, "total": 2, "more": "x" * 1000}
+        await four.at(conversation, 1).post(mcp.notification("notifications/progress", params))
+    (signal,) = passed_on
+    assert from_json(signal.body) == {"progressToken": token, "progress": 1.0, "total": 2.0, "message": None}
+
+
+async def test_an_answer_as_large_as_a_body_may_be_reaches_the_worker_that_asked(four: Fleet) -> None:
+    conversation = await opened(four)
+    name = "x" * (4 * 2**20 - 1000)
+    async with four.at(conversation, 1).stream(mcp.tool("ask")) as call:
+        question = await call.message()
+        answer: Json = {"action": "accept", "content": {"name": name}}
+        assert (await four.at(conversation, 2).post(mcp.result(question["id"], answer))).status == 202
+        assert (await conversation.answers(call))["result"]["content"][0]["text"] == f"hello {name}"
 
 
 async def test_a_listener_hears_a_change_published_on_another_worker(four: Fleet) -> None:

@@ -163,10 +163,7 @@ class MemoryBackplane:
 
     async def read(self, stream: StreamKey, after: str) -> list[Entry]:
         """Wait until there are entries after `after`, and return them all."""
-        log = self._logs.get(stream.session, {}).get(stream.name)
-        number = self._number(after)
-        if log is None or number is None:
-            raise UnknownEventError
+        log, number = self._point(stream, after)
         log.readers += 1
         try:
             while not (entries := log.after(number)):
@@ -176,6 +173,19 @@ class MemoryBackplane:
             log.readers -= 1
             log.touched = self._clock()
         return [Entry(self._id(number), data) for number, data in entries]
+
+    async def peek(self, stream: StreamKey, after: str) -> list[Entry]:
+        """Return the entries after `after` that are there already."""
+        log, number = self._point(stream, after)
+        return [Entry(self._id(number), data) for number, data in log.after(number)]
+
+    def _point(self, stream: StreamKey, after: str) -> tuple[_Log, int]:
+        """Return a stream's log, and the number that stands in one of its ids."""
+        log = self._logs.get(stream.session, {}).get(stream.name)
+        number = self._number(after)
+        if log is None or number is None:
+            raise UnknownEventError
+        return log, number
 
     async def forget(self, session: str) -> None:
         """Drop all logs and the state of a session that ended."""
@@ -190,6 +200,8 @@ class MemoryBackplane:
 
     async def save_state(self, session: str, changes: Mapping[str, bytes | None], until: float) -> None:
         """Change a session's state; None removes a name."""
+        if session in self._revoked:
+            return
         merged = {**await self.load_state(session), **changes}
         state = {name: value for name, value in merged.items() if value is not None}
         if size_of(state) > STATE_LIMIT:

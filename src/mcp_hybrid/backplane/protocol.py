@@ -131,7 +131,11 @@ class Backplane(Protocol):
         ...
 
     async def send(self, worker: str, signal: Signal) -> None:
-        """Say something to one worker. One that is gone does not hear it."""
+        """Say something to one worker. One that is gone does not hear it.
+
+        Raises:
+            BackplaneUnavailableError: Also where it has more to hear already than is kept for a worker.
+        """
         ...
 
     async def broadcast(self, signal: Signal) -> None:
@@ -207,6 +211,14 @@ class Backplane(Protocol):
         """
         ...
 
+    async def peek(self, stream: StreamKey, after: str) -> list[Entry]:
+        """Return the entries after `after` that are there already.
+
+        Raises:
+            UnknownEventError: As from `read`.
+        """
+        ...
+
     async def forget(self, session: str) -> None:
         """Drop all logs and the state of a session that ended; whoever reads a log is told `UnknownEventError`."""
         ...
@@ -217,6 +229,8 @@ class Backplane(Protocol):
 
     async def save_state(self, session: str, changes: Mapping[str, bytes | None], until: float) -> None:
         """Change a session's state; None removes a name. It is kept until `until` (wall clock, seconds).
+
+        Nothing is kept for a session that was ended.
 
         Raises:
             StateTooLargeError: It would be larger than `STATE_LIMIT`; nothing is changed.

@@ -10,6 +10,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -45,9 +46,6 @@ _RETRY: Final = 0.5
 """Seconds between two attempts to keep them."""
 _WORTH_KEEPING: Final = 600.0
 """Seconds after which they are not worth it: the log they belong to has run out."""
-
-_LOOK: Final = 0.05
-"""Seconds for a look at a log. What is in it is there at once; waiting for more would be following it."""
 
 _NO_STREAM: Final = "no request is running and no GET stream is open that could carry the question."
 _NO_ROOM: Final = "every session that this process may hold is in use, and it has no room to wait for the answer."
@@ -170,9 +168,7 @@ class StandaloneChannel:
     @property
     def state(self) -> SessionState:
         """The session's state."""
-        session = self._registry.live(self._stream.session)
-        until = self._registry.expiry(session.record) if session is not None else 0.0
-        return SessionState(self._backplane, self._stream.session, until)
+        return SessionState(self._backplane, self._stream.session, partial(self._registry.good_until, self._session_id))
 
     def pin(self) -> Callable[[], None]:
         """Keep the session live until what is returned is called; calling that again does nothing."""
@@ -230,12 +226,11 @@ async def find_resume_point(backplane: Backplane, session: str, last_event_id: s
 
 async def is_over(backplane: Backplane, stream: StreamKey, after: str) -> bool:
     """Whether a call's stream has ended, with nothing left of it after `after`."""
-    with anyio.move_on_after(_LOOK):
-        try:
-            return (await backplane.read(stream, after))[0].data is None
-        except UnknownEventError:
-            return False
-    return False
+    try:
+        entries = await backplane.peek(stream, after)
+    except UnknownEventError:
+        return False
+    return bool(entries) and entries[0].data is None
 
 
 async def serve_stream(

@@ -274,6 +274,11 @@ def _decide_batch(policy: Policy, head: Head, batch: Batch, lookup: Lookup) -> R
     return replace(parts[0], action=Action.BATCH, parts=tuple(parts))
 
 
+def gone(message: Message | Batch | None) -> Fault:
+    """Return the refusal of a session that is over, for whoever learns of it after the decision."""
+    return replace(_GONE, request_id=_request_id(message))
+
+
 def _kind(head: Head, message: Message | None) -> Kind:
     if isinstance(message, Request):
         return Kind.INITIALIZE if message.method == "initialize" else Kind.REQUEST

@@ -8,7 +8,7 @@ from functools import partial
 from mcp_hybrid.backplane import BackplaneUnavailableError
 from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.routing.message import Request
-from mcp_hybrid.routing.table import Action
+from mcp_hybrid.routing.table import Action, gone
 from mcp_hybrid.service.calls import Calls
 from mcp_hybrid.service.drain import drain
 from mcp_hybrid.service.incoming import Exchange
@@ -16,7 +16,7 @@ from mcp_hybrid.service.kernel import Kernel
 from mcp_hybrid.service.roll import RollCall
 from mcp_hybrid.service.streams import Streams
 from mcp_hybrid.service.words import Words
-from mcp_hybrid.sessions.registry import TooManySessionsError
+from mcp_hybrid.sessions.registry import SessionOverError, TooManySessionsError
 
 
 class Service:
@@ -47,6 +47,8 @@ class Service:
         """Do what was decided. Returns a refusal that only doing it could find; then nothing has been sent."""
         try:
             return await self._actions[exchange.route.action](exchange)
+        except SessionOverError:
+            return gone(exchange.message)
         except TooManySessionsError:
             return _later(exchange, Cause.SERVER_BUSY, "Too many sessions are in use.")
         except BackplaneUnavailableError:

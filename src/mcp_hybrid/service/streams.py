@@ -61,16 +61,14 @@ class Streams:
             return Fault(Cause.NOT_ACCEPTABLE, "A GET needs text/event-stream in Accept.")
         scope = anyio.CancelScope()
         session, name = None, secrets.token_hex(6)
-        if stream.name == STANDALONE:
-            session = self._kernel.registry.attach(exchange.found)
-            session.open_stream(name, scope.cancel)
         self._kernel.registry.counts.add(Count.GET_STREAMS_NOW)
         self._kernel.following.add(scope)
         try:
-            if after is None:
-                after = await self._kernel.backplane.tail(stream)
-            if session is not None:
-                await self._take_over(stream, name)
+            if stream.name == STANDALONE:
+                after = await self._prepare(exchange, stream, after, name)
+                session = self._kernel.registry.attach(exchange.found)
+                session.open_stream(name, scope.cancel)
+            assert after is not None
             resumable = is_version_at_least(exchange.route.version, RESUMABLE_SINCE)
             serving = partial(
                 serve_stream, exchange.send, exchange.receive, exchange.answer_headers(),
@@ -86,8 +84,24 @@ class Streams:
             if session is not None:
                 session.release_stream(name)
                 self._kernel.registry.touch(session)
+            if stream.name == STANDALONE:
                 self._kernel.spawn(partial(self._release, stream, name))
         return None
+
+    async def _prepare(self, exchange: Exchange, stream: StreamKey, after: str | None, name: str) -> str:
+        """Do what can fail before a standalone stream is opened, and return after what it goes on.
+
+        Until all of it is done the stream that is open already goes on: a client that is refused has that one still.
+        """
+        session = self._kernel.registry.attach(exchange.found)
+        session.pins += 1  # there is room for it, and is kept
+        try:
+            if after is None:
+                after = await self._kernel.backplane.tail(stream)
+            await self._take_over(stream, name)
+        finally:
+            session.pins -= 1
+        return after
 
     async def _take_over(self, stream: StreamKey, name: str) -> None:
         """Have the stream that another worker serves for this session end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Final
 
 import structlog
 from pydantic_core import from_json, to_json
@@ -18,9 +19,12 @@ from mcp_hybrid.service.incoming import Exchange
 from mcp_hybrid.service.kernel import Kernel
 from mcp_hybrid.service.roll import RollCall
 from mcp_hybrid.sessions.live import LiveSession
-from mcp_hybrid.sessions.questions import asking_worker
+from mcp_hybrid.sessions.questions import asking_worker, reported
 
 log = structlog.get_logger("mcp_hybrid")
+
+LONGEST_ID: Final = 1024
+"""Characters of a request id up to which a cancellation is passed on. It goes to every worker, whoever sent it."""
 
 
 class Words:
@@ -69,16 +73,17 @@ class Words:
         """Do what a notification means to the session itself, or have it done by the worker it means something to."""
         params = message.params or {}
         if message.method == "notifications/cancelled":
-            if not session.cancel(params.get("requestId")) and self._kernel.backplane.shared:
-                body = to_json(params.get("requestId"))
-                await self._kernel.backplane.broadcast(Signal(SignalKind.CANCEL, session.hash, body))
+            call = params.get("requestId")
+            if not session.cancel(call) and self._kernel.backplane.shared and _may_name_a_call(call):
+                await self._kernel.backplane.broadcast(Signal(SignalKind.CANCEL, session.hash, to_json(call)))
         elif message.method == "notifications/progress":
             token = params.get("progressToken")
             question = session.questions.get(token) if isinstance(token, str) else None
             if question is not None:
                 await question.report(params)
-            else:
-                await self._send_to_asker(token, Signal(SignalKind.PROGRESS, session.hash, to_json(params)))
+            elif (said := reported(params)) is not None:
+                body = to_json({"progressToken": token, **said})
+                await self._send_to_asker(token, Signal(SignalKind.PROGRESS, session.hash, body))
 
     async def deliver(self, digest: str, response: Response) -> None:
         """Hand a response to whoever asked, here or elsewhere; one that nobody asked for is dropped."""
@@ -130,3 +135,10 @@ class Words:
     async def _on_change(self, signal: Signal) -> None:
         if self.publish_here is not None:
             await self.publish_here(decode_event(signal.body))
+
+
+def _may_name_a_call(id_: object) -> bool:
+    """Whether a call that runs elsewhere may have that id. What else clients send is spread over no inboxes."""
+    if isinstance(id_, str):
+        return len(id_) <= LONGEST_ID
+    return isinstance(id_, int) and not isinstance(id_, bool) and id_.bit_length() <= 64

@@ -7,10 +7,11 @@ be taken for one to the new.
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, TypedDict
 
 import anyio
 from mcp.shared.dispatcher import ProgressFnT
@@ -18,6 +19,9 @@ from mcp.shared.exceptions import MCPError, NoBackChannelError
 from mcp_types import ClientCapabilities
 
 from mcp_hybrid.routing.message import Response
+
+_QUESTION_ID: Final = re.compile(r"(?P<worker>[0-9a-f]{8,16})\.[A-Za-z0-9_-]{12}")
+"""The name that a backplane gives its worker, and what `question_id` makes of it."""
 
 
 class CannotAskError(NoBackChannelError):
@@ -63,15 +67,26 @@ class Question:
 
     async def report(self, params: Mapping[str, Any]) -> None:
         """Hand a progress notification of the client to whoever asked."""
-        progress, total, message = params.get("progress"), params.get("total"), params.get("message")
-        if self.on_progress is None or not _is_number(progress):
-            return
-        assert isinstance(progress, int | float)
-        await self.on_progress(
-            float(progress),
-            float(total) if isinstance(total, int | float) and _is_number(total) else None,
-            message if isinstance(message, str) else None,
-        )
+        said = reported(params)
+        if self.on_progress is not None and said is not None:
+            await self.on_progress(said["progress"], said["total"], said["message"])
+
+
+class Reported(TypedDict):
+    """What a progress notification says: nothing else of it is passed on."""
+
+    progress: float
+    total: float | None
+    message: str | None
+
+
+def reported(params: Mapping[str, Any]) -> Reported | None:
+    """Return what a progress notification of the client says; None where it says nothing."""
+    progress, message = _number(params.get("progress")), params.get("message")
+    if progress is None:
+        return None
+    total = _number(params.get("total"))
+    return {"progress": progress, "total": total, "message": message if isinstance(message, str) else None}
 
 
 def question_id(worker: str) -> str:
@@ -80,9 +95,12 @@ def question_id(worker: str) -> str:
 
 
 def asking_worker(id_: object) -> str | None:
-    """Return the worker that a question's id, or the progress token it went out with, names."""
-    worker, dot, _ = id_.partition(".") if isinstance(id_, str) else ("", "", "")
-    return worker if dot else None
+    """Return the worker that a question's id, or the progress token it went out with, names.
+
+    Clients send what they like: what no `question_id` looks like names nobody.
+    """
+    match = _QUESTION_ID.fullmatch(id_) if isinstance(id_, str) else None
+    return match["worker"] if match is not None else None
 
 
 def check_capability(method: str, params: Mapping[str, Any] | None, declared: ClientCapabilities | None) -> None:
@@ -124,5 +142,11 @@ def _missing_elicitation(params: Mapping[str, Any], declared: ClientCapabilities
     return "elicitation.form" if only_url else None
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _number(value: object) -> float | None:
+    """Return a number as a float. JSON has whole numbers that no float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None

@@ -9,8 +9,9 @@ ended         `end`, or too old. The backplane remembers until the id would have
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import anyio
@@ -36,6 +37,10 @@ MakeOutbound = Callable[[str, str], Outbound]
 
 class TooManySessionsError(Exception):
     """Every session that is held is in use, and no more may be."""
+
+
+class SessionOverError(Exception):
+    """The session was ended after it was looked up: the end was on its way when the backplane was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,8 @@ class Registry:
         """Given by whoever knows how to reach clients, before the first session is attached."""
         self._clock = clock
         self._live: OrderedDict[str, LiveSession] = OrderedDict()
-        self._of_owner: Counter[str] = Counter()
-        """How many of them each owner has."""
+        self._of_owner: dict[str, OrderedDict[str, LiveSession]] = {}
+        """Those of each owner, the longest idle first, where owners have a limit."""
         self._evicted: list[SessionConnection] = []
         """Of sessions put away to make room: cleaned up by the next sweep; the request that came need not wait."""
         self.counts = counts or Counts()
@@ -133,20 +138,36 @@ class Registry:
         # Until its owner comes, no more is known of it than stands in the id.
         owner = live.owner if live is not None else Owner(subject=record.owner)
         found = await self._look_up(session_id, digest, record, owner)
-        return self.attach(found) if found.standing is Standing.VALID else None
+        with suppress(SessionOverError):
+            return self.attach(found) if found.standing is Standing.VALID else None
+        return None
 
     async def _look_up(self, session_id: str, digest: str, record: SessionRecord, owner: Owner) -> Found:
         """Say whether a session is over."""
-        live, watch = self._live.get(digest), self._backplane.watch
-        ended = self._backplane.has_heard(digest, live.watch if live is not None else 0)
-        if ended is None:
-            ended = await self._backplane.is_revoked(digest)
-        if ended:
+        watch = self._backplane.watch
+        if await self._was_ended(digest):
             return Found(Standing.ENDED)
         if self.expiry(record) <= self._clock():
             await self._expire(digest)
             return Found(Standing.EXPIRED)
         return Found(Standing.VALID, session_id, digest, record, owner, watch)
+
+    async def _was_ended(self, digest: str) -> bool:
+        live = self._live.get(digest)
+        ended = self._backplane.has_heard(digest, live.watch if live is not None else 0)
+        return await self._backplane.is_revoked(digest) if ended is None else ended
+
+    async def good_until(self, session_id: str) -> float | None:
+        """Return when a session ends by itself (wall clock, seconds); None where it is over already.
+
+        For an application that holds on to it: it is neither brought to life by this nor ended.
+        """
+        digest = hash_of(session_id)
+        live = self._live.get(digest)
+        record = live.record if live is not None else self._open(session_id)
+        if record is None or self.expiry(record) <= self._clock() or await self._was_ended(digest):
+            return None
+        return self.expiry(record)
 
     def attach(self, found: Found, *, first: bool = False) -> LiveSession:
         """Return the live session of a valid id, bringing it to life where it is not.
@@ -155,16 +176,20 @@ class Registry:
         the message with which a client confirms its handshake: an id alone does not say whether it was used before.
 
         Raises:
+            SessionOverError: Its end was heard of since it was found.
             TooManySessionsError: `max_live` sessions are held, or as many as their owner may have, and all are in use.
         """
         assert found.record is not None
+        if self._backplane.has_heard(found.hash, 0):
+            raise SessionOverError
         session = self._live.get(found.hash)
         if session is None:
             self._make_room(found.record.owner)
             connection = SessionConnection(self.make_outbound(found.id, found.hash), found.id, found.record)
             session = LiveSession(found.id, found.hash, found.record, connection, self._backplane.worker, found.owner)
             self._live[found.hash] = session
-            self._of_owner[found.record.owner] += 1
+            if self._limits.max_live_per_owner:
+                self._of_owner.setdefault(found.record.owner, OrderedDict())[found.hash] = session
             self.counts.add(Count.CLAIMED if first else Count.BROUGHT_BACK)
             self.counts.add(Count.SESSIONS_NOW)
         session.owner, session.watch = found.owner, found.watch
@@ -184,6 +209,8 @@ class Registry:
         session.last_used = anyio.current_time()
         if session.hash in self._live:
             self._live.move_to_end(session.hash)
+            if self._of_owner:
+                self._of_owner[session.record.owner].move_to_end(session.hash)
 
     async def end(self, found: Found) -> None:
         """End a session, everywhere and for good.
@@ -247,15 +274,15 @@ class Registry:
 
     def _make_room(self, owner: str) -> None:
         """Put the longest idle session away if a cap is reached: one of the owner's own, if it is the owner's cap."""
-        most = self._limits.max_live_per_owner
-        if most and self._of_owner[owner] >= most:
-            self._evict(owner)
+        own = self._of_owner.get(owner)
+        if own is not None and len(own) >= self._limits.max_live_per_owner:
+            self._evict(own)
         elif len(self._live) >= self._limits.max_live:
-            self._evict(None)
+            self._evict(self._live)
 
-    def _evict(self, owner: str | None) -> None:
-        for session in list(self._live.values()) if owner is not None else self._longest_idle():
-            if owner in (None, session.record.owner) and not session.busy:
+    def _evict(self, among: OrderedDict[str, LiveSession]) -> None:
+        for session in _longest_idle(among):
+            if not session.busy:
                 self._take(session.hash)
                 if session.connection.has_clean_up:
                     self._evicted.append(session.connection)
@@ -263,22 +290,16 @@ class Registry:
                 return
         raise TooManySessionsError
 
-    def _longest_idle(self) -> Iterator[LiveSession]:
-        """Give each session, the longest idle first; the next one to look need not look at these again."""
-        for _ in range(len(self._live)):
-            session = next(iter(self._live.values()))
-            yield session
-            self._live.move_to_end(session.hash)
-
     def _take(self, digest: str) -> LiveSession | None:
         """Stop holding a session, and return it if it was held."""
         session = self._live.pop(digest, None)
         if session is not None:
             self.counts.add(Count.SESSIONS_NOW, -1)
-            owner = session.record.owner
-            self._of_owner[owner] -= 1
-            if not self._of_owner[owner]:
-                del self._of_owner[owner]
+            own = self._of_owner.get(session.record.owner)
+            if own is not None:
+                del own[digest]
+                if not own:
+                    del self._of_owner[session.record.owner]
         return session
 
     async def _release_evicted(self) -> None:
@@ -305,6 +326,14 @@ class Registry:
         if session is not None:
             session.end()
             await _release(session.connection)
+
+
+def _longest_idle(sessions: OrderedDict[str, LiveSession]) -> Iterator[LiveSession]:
+    """Give each session, the longest idle first; the next one to look need not look at these again."""
+    for _ in range(len(sessions)):
+        session = next(iter(sessions.values()))
+        yield session
+        sessions.move_to_end(session.hash)
 
 
 async def _release(connection: SessionConnection) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from mcp.shared.exceptions import MCPError
@@ -29,13 +29,17 @@ class SessionState:
     Each method is one step for all workers; two that run at the same time change different names without harm.
 
     Raises:
-        SessionStateError: From every method where the backplane is away.
+        SessionStateError: From every method where the backplane is away, or the session is over.
     """
 
-    def __init__(self, backplane: Backplane, session: str, until: float) -> None:
+    def __init__(self, backplane: Backplane, session: str, good_until: Callable[[], Awaitable[float | None]]) -> None:
+        """Reach the state of a session; `good_until` says when it ends (wall clock, seconds), None if it is over.
+
+        It is asked each time: an application may hold on to the state while the session hibernates, or ends.
+        """
         self._backplane = backplane
         self._session = session
-        self._until = until
+        self._good_until = good_until
 
     async def all(self) -> dict[str, Any]:
         """Return the whole state."""
@@ -63,14 +67,16 @@ class SessionState:
         await self._save({name: None})
 
     async def _load(self) -> Mapping[str, bytes]:
+        await self._end()
         try:
             return await self._backplane.load_state(self._session)
         except BackplaneUnavailableError:
             raise SessionStateError(_AWAY, SERVER_BUSY) from None
 
     async def _save(self, changes: Mapping[str, bytes | None]) -> None:
+        until = await self._end()
         try:
-            await self._backplane.save_state(self._session, changes, self._until)
+            await self._backplane.save_state(self._session, changes, until)
         except StateTooLargeError:
             raise SessionStateError(
                 "a session's state holds at most 64 KiB of JSON: keep the data elsewhere and its name here"
@@ -78,5 +84,13 @@ class SessionState:
         except BackplaneUnavailableError:
             raise SessionStateError(_AWAY, SERVER_BUSY) from None
 
+    async def _end(self) -> float:
+        """Return when the session ends by itself (wall clock, seconds)."""
+        until = await self._good_until()
+        if until is None:
+            raise SessionStateError(_OVER)
+        return until
+
 
 _AWAY = "the session's state cannot be reached right now: try again in a moment"
+_OVER = "the session is over, and its state is gone with it"

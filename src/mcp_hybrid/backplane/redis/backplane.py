@@ -30,6 +30,6 @@ class RedisBackplane(RedisLogs):
         arguments: list[bytes | str] = []
         for name, value in changes.items():
             arguments += [name, "-" if value is None else "=", value or b""]
-        keys = [self._key("state", session)]
+        keys = [self._key("state", session), self._key("ended", session)]
         if not await self._run(scripts.SAVE, keys, STATE_LIMIT, int(until * 1000), *arguments):
             raise StateTooLargeError

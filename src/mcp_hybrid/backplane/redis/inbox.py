@@ -27,6 +27,8 @@ BEAT: Final = 1.0
 """Seconds between two signs of life: how long the reader waits for its inbox at a time."""
 AT_ONCE: Final = 1000
 """Entries that are read from the inbox at a time. An inbox keeps ten times as many."""
+INBOX_BYTES: Final = 64 * 1024 * 1024
+"""What an inbox may hold before no more answers are put into it: clients make them as large as a body may be."""
 _GOODBYE: Final = 0.5
 """Seconds for a worker that stops to take back its lease."""
 
@@ -43,6 +45,7 @@ class RedisInbox(RedisLink):
         self._handler: Handler
         self._position = b"0-0"
         """The last entry of the inbox that was taken."""
+        self._was_puzzled = False
 
     async def run(self, handler: Handler, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Keep this worker known and hand it its signals, until cancelled. Outlives every failure of Redis."""
@@ -72,12 +75,21 @@ class RedisInbox(RedisLink):
             b"XREAD", b"COUNT", AT_ONCE, b"BLOCK", int(BEAT * 1000),
             b"STREAMS", self._key("inbox", self.worker), self._position, within=BEAT + OPERATION,
         )  # fmt: skip
+        self._heard_at = time.monotonic()
         entries = next(iter(found.values())) if found else []
         for identifier, fields in entries:
             self._position = identifier
-            names = map(bytes.decode, fields[::2])
-            await self._hear(dict(zip(names, fields[1::2], strict=True)))
+            await self._take(fields)
         await self._have_heard(asked, all_of_it=len(entries) < AT_ONCE)
+
+    async def _take(self, raw: Sequence[bytes]) -> None:
+        """Take one entry of the inbox. One that is not understood is passed over: a newer release may have sent it."""
+        try:
+            await self._hear(dict(zip(map(bytes.decode, raw[::2]), raw[1::2], strict=True)))
+        except (LookupError, ValueError):
+            if not self._was_puzzled:  # whoever sends one sends more
+                log.exception("what another worker says is not understood, and passed over")
+            self._was_puzzled = True
 
     async def _hear(self, fields: Fields) -> None:
         """Take one entry of the inbox."""
@@ -88,9 +100,12 @@ class RedisInbox(RedisLink):
         """Take note that what was in the inbox at `asked` (seconds, monotonic) has been heard."""
 
     async def _beat(self) -> None:
-        """Say that this worker lives."""
+        """Say that this worker lives, and have what it has taken from its inbox thrown away."""
         keys = [self._key("worker", self.worker), self._key("workers"), self._key("inbox", self.worker)]
-        had = await self._inbox_connection.run(b"EVAL", scripts.BEAT, len(keys), *keys, self.worker, int(LEASE * 1000))
+        had = await self._inbox_connection.run(
+            b"EVAL", scripts.BEAT, len(keys), *keys, self.worker, int(LEASE * 1000), self._position
+        )
+        self._heard_at = time.monotonic()
         if not had:
             self._lease_lost()
 
@@ -115,10 +130,17 @@ class RedisInbox(RedisLink):
 
     async def send(self, worker: str, signal: Signal) -> None:
         """Say something to one worker."""
-        await self._put(worker, "kind", signal.kind.value, "session", signal.session, "body", signal.body)
+        put = await self._put(worker, "kind", signal.kind.value, "session", signal.session, "body", signal.body)
+        if put == scripts.FULL:
+            log.warning("a worker has too much to hear already", worker=worker)
+            raise BackplaneUnavailableError
+        if put == scripts.NOBODY and time.monotonic() < self._judging_from:
+            raise BackplaneUnavailableError  # it may not have found Redis back yet
 
-    async def _put(self, worker: str, *fields: bytes | str) -> None:
-        await self._run(scripts.PUT, [self._key("inbox", worker)], *fields)
+    async def _put(self, worker: str, *fields: bytes | str) -> int:
+        keys = [self._key("inbox", worker), self._key("worker", worker), self._key("workers")]
+        put: int = await self._run(scripts.PUT, keys, worker, INBOX_BYTES, *fields)
+        return put
 
     async def broadcast(self, signal: Signal) -> None:
         """Say something to all other workers."""

@@ -18,6 +18,10 @@ log = structlog.get_logger("mcp_hybrid")
 LEASE: Final = 5.0
 """Seconds after its last sign of life that a worker counts as dead."""
 
+LATELY: Final = 1.5
+"""Seconds after an answer for which Redis is taken to be there. The reader has one each second; less than an operation
+may take, so that one that waited in vain for all of its time has found Redis silent."""
+
 Argument = bytes | str | float
 
 
@@ -43,6 +47,8 @@ class RedisLink:
         self._judging_from = -math.inf
         """When leases mean something (seconds, monotonic): with Redis away, nobody could renew one."""
         self._known_away = False
+        self._heard_at = -math.inf
+        """When the reader of the inbox was last answered (seconds, monotonic)."""
         self._running = False
 
     @property
@@ -54,7 +60,8 @@ class RedisLink:
         """Run one command, for at most `OPERATION` seconds.
 
         Once one has failed all do, at once, until the reader of the inbox finds Redis back: a request need not wait to
-        learn what is known already.
+        learn what is known already. But one that fails while the reader is being answered fails alone: it was too much
+        for Redis, or its connection broke, and that is no reason to refuse what others ask.
 
         Raises:
             BackplaneUnavailableError: It failed, or Redis is known to be away.
@@ -64,7 +71,8 @@ class RedisLink:
         try:
             return await self._connection.run(command, *arguments)
         except FAILURES as exc:
-            self._away(exc)
+            if time.monotonic() - self._heard_at > LATELY:
+                self._away(exc)
             raise BackplaneUnavailableError from exc
 
     async def _run(self, script: str, keys: Sequence[str], *arguments: Argument) -> Any:

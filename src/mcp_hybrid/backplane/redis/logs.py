@@ -78,7 +78,7 @@ class RedisLogs(RedisEnds):
             grown = anyio.Event()
             self._followed[key].add(grown)
             try:
-                if entries := await self._read_now(stream, after):
+                if entries := await self.peek(stream, after):
                     return entries
                 # Looked at again now and then: word of its growth is lost where Redis was restarted meanwhile, and a
                 # worker that dies says nothing.
@@ -91,7 +91,8 @@ class RedisLogs(RedisEnds):
             finally:
                 self._unfollow(key, grown)
 
-    async def _read_now(self, stream: StreamKey, after: str) -> list[Entry]:
+    async def peek(self, stream: StreamKey, after: str) -> list[Entry]:
+        """Return the entries after `after` that are there already; word of later ones comes to this worker."""
         keys = [self._log(stream), f"{self._log(stream)}:followers", self._holder(stream)]
         there, found = await self._run(scripts.READ, keys, after, self.worker, self._age)
         if not there:

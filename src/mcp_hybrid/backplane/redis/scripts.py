@@ -13,22 +13,36 @@ from typing import Final
 
 # ---- workers
 
-# KEYS: lease, all workers, inbox. ARGV: this worker, milliseconds of a lease. Returns whether there was a lease still.
+# KEYS: lease, all workers, inbox. ARGV: this worker, milliseconds of a lease, the last entry that was taken. Returns
+# whether there was a lease still.
 BEAT: Final = """
 local had = redis.call('SET', KEYS[1], '1', 'PX', ARGV[2], 'GET')
 local now = tonumber(redis.call('TIME')[1])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now - 60)
 redis.call('PEXPIRE', KEYS[2], 60000)
+redis.call('XTRIM', KEYS[3], 'MINID', ARGV[3])
 redis.call('PEXPIRE', KEYS[3], 60000)
 return had and 1 or 0
 """
 
-# KEYS: an inbox. ARGV: the entry's fields. An inbox that nobody empties goes with its worker: a minute after it.
+# KEYS: an inbox, the lease of its worker, all workers. ARGV: that worker, most bytes, the entry's fields.
+# An inbox that nobody empties goes with its worker: a minute after it. One that has no worker is not opened, as clients
+# may make names up, and one that is full takes no more of what is large.
 PUT: Final = """
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', 10000, '*', unpack(ARGV))
+if redis.call('EXISTS', KEYS[2]) == 0 and not redis.call('ZSCORE', KEYS[3], ARGV[1]) then return 0 end
+local size = 0
+for i = 3, #ARGV do size = size + #ARGV[i] end
+if size > 4096 then
+  local used = redis.pcall('MEMORY', 'USAGE', KEYS[1], 'SAMPLES', 0)
+  if type(used) == 'number' and used > tonumber(ARGV[2]) then return 2 end
+end
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', 10000, '*', unpack(ARGV, 3))
 redis.call('PEXPIRE', KEYS[1], 60000)
+return 1
 """
+NOBODY: Final = 0
+FULL: Final = 2
 
 # KEYS: all workers. ARGV: lease prefix. Returns the workers that have a lease.
 ALIVE: Final = """
@@ -153,8 +167,10 @@ return redis.call('EXISTS', ARGV[2] .. holder)
 
 # ---- state
 
-# KEYS: state. ARGV: limit, expiry (milliseconds since the epoch), then name, '=' or '-', value. Returns 0 if too large.
+# KEYS: state, the end of its session. ARGV: limit, expiry (milliseconds since the epoch), then name, '=' or '-', value.
+# Returns 0 if too large. What comes after the end is not kept: nobody would ever remove it.
 SAVE: Final = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return 1 end
 local state, size = {}, 0
 local had = redis.call('HGETALL', KEYS[1])
 for i = 1, #had, 2 do state[had[i]] = had[i + 1] end
