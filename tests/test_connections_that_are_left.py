@@ -220,9 +220,8 @@ async def test_a_write_while_the_connection_is_being_ended_is_the_end_of_it() ->
         async def handle(self, event: object) -> None:
             handled.append(type(event).__name__)
 
-    connection = HardenedTCPServer(None, Config(), None, {}, cast("Any", Stream()))  # type: ignore[arg-type]
+    connection = HardenedTCPServer(cast("Any", None), Config(), WorkerContext(None), {}, cast("Any", Stream()))
     connection.protocol = cast("Any", Protocol())
-    connection._reading = trio.CancelScope()
     await connection.protocol_send(RawData(data=b"x"))
     assert handled == ["Closed"]
     assert connection._reading.cancel_called

@@ -26,9 +26,10 @@ from hypercorn.protocol import h11 as hypercorn_h11
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.ws_stream import WSStream
+from hypercorn.trio import task_group
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 
 from harness import http2
 from harness.mcp import LEGACY, body, headers, initialize, modern, modern_headers, request
@@ -391,22 +392,27 @@ def test_the_worker_says_that_it_has_stopped_accepting_and_then_counts_the_grace
 
 
 def test_a_connection_has_what_its_subclass_uses() -> None:
-    # server/worker.py: HardenedTCPServer
+    # server/worker.py: HardenedTCPServer; server/idle.py: IdleDeadline
     assert list(inspect.signature(TCPServer.protocol_send).parameters) == ["self", "event"]
     assert {"send_lock", "stream", "context", "idle_task"} <= set(vars(TCPServer(None, None, None, None, None)))  # type: ignore[arg-type]
-    assert "_initiate_server_close" in inspect.getsource(TCPServer._idle_timeout)
+    running = inspect.getsource(TCPServer.run)
+    assert running.index("self.idle_task.restart(self._task_group") < running.index("await self._read_data()")
+    assert {name for name in vars(TrioSingleTask) if not name.startswith("_")} == {"restart", "stop"}
+    assert "self.stream.aclose()" in inspect.getsource(TCPServer._initiate_server_close)
 
 
-def test_a_request_is_handed_over_in_a_queue_whose_ends_can_be_had() -> None:
+def test_a_request_is_run_by_a_function_that_takes_what_it_is_given() -> None:
     # server/tasks.py
-    spawning = inspect.getsource(TaskGroup.spawn_app)
-    assert "app_receive_channel.receive," in spawning
-    assert "return app_send_channel.send" in spawning
+    given = ["app", "config", "scope", "receive", "send", "sync_spawn", "call_soon"]
+    assert list(inspect.signature(task_group._handle).parameters) == given
+    assert "self._nursery.start_soon(\n            _handle," in inspect.getsource(TaskGroup.spawn_app)
 
 
 def test_the_protocols_have_what_their_subclasses_use() -> None:
     # server/protocols.py
     assert inspect.iscoroutinefunction(H11Protocol._maybe_recycle)
+    assert list(inspect.signature(H11Protocol._send_h11_event).parameters) == ["self", "event"]
+    assert inspect.getsource(H11Protocol).count("self.connection.send(") == 1
     assert list(inspect.signature(H2Protocol._handle_events).parameters) == ["self", "events"]
     assert list(inspect.signature(H2Protocol.stream_send).parameters) == ["self", "event"]
     assert list(inspect.signature(WSStream._send_error_response).parameters) == ["self", "status_code"]

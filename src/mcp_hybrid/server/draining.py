@@ -38,6 +38,10 @@ class Connection(Protocol):
         """Close it at once, whatever is being written."""
         ...
 
+    def leave_if_idle(self) -> None:
+        """Close it in order, if nothing runs on it."""
+        ...
+
 
 class DrainingContext(WorkerContext):
     """One Hypercorn worker: its open connections, and how it ends."""
@@ -69,6 +73,8 @@ class DrainingContext(WorkerContext):
             await self._linger()
 
     def _closing(self) -> None:
+        for connection in list(self.connections):
+            connection.leave_if_idle()
         trio.lowlevel.spawn_system_task(self._cut_what_is_left)
 
     @property

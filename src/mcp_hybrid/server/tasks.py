@@ -5,17 +5,21 @@ queue full; then the notice that the request is over waits for room in it, for e
 asks whether it is over without waiting, as Starlette's `Request.is_disconnected` does, is never told. And who only
 sends is not told either, and goes on for ever. A body that goes on while the last of an answer waits for room is handed
 over all the same, and nobody reads the connection until it can be.
+
+The queue here has a bound for the body and none for the notice. Handing over takes no turn of the scheduler while there
+is room, which is nearly always: Hypercorn's takes two for each request.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import trio
 from hypercorn.config import Config
-from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, HTTPDisconnectEvent, Scope
 
 _OVER: HTTPDisconnectEvent = {"type": "http.disconnect"}
@@ -36,63 +40,79 @@ class HardenedTaskGroup(TaskGroup):
         """Run the application for a request; returns what hands events over to it."""
         if scope["type"] != "http":
             return await super().spawn_app(app, config, scope, send)
-        request = _Request(app)
-        bound: Any = await super().spawn_app(cast("AppWrapper", request.run), config, scope, send)
-        request.queue = bound.__self__
+        assert self._nursery is not None
+        request = _Request(app, send, config.max_app_queue_size)
+        run: Any = request.run
+        self._nursery.start_soon(
+            _handle, run, config, scope, request.receive, send, trio.to_thread.run_sync, trio.from_thread.run
+        )
         return request.hand_over
 
 
 class _Request:
-    """One request between Hypercorn and the application. That it is over is said by the end of the queue."""
+    """One request between Hypercorn and the application."""
 
-    __slots__ = ("_answered", "_app", "_events", "_over", "_send", "queue")
+    __slots__ = ("_answered", "_app", "_came", "_events", "_over", "_room", "_size", "_to_client")
 
-    queue: trio.MemorySendChannel[ASGIReceiveEvent]
-    _events: trio.MemoryReceiveChannel[ASGIReceiveEvent]
-    _send: Send
-
-    def __init__(self, app: AppWrapper) -> None:
+    def __init__(self, app: AppWrapper, send: Send, size: int) -> None:
+        """Queue at most `size` parts of a body."""
         self._app = app
+        self._to_client = send
+        self._size = size
+        self._events: deque[ASGIReceiveEvent] = deque()
         self._over = False
         self._answered = False
+        self._came: trio.Event | None = None
+        """Set when there is something to receive, where somebody waits for it."""
+        self._room: trio.Event | None = None
+        """Set when there is room again, where somebody waits for it."""
 
-    async def run(self, scope: Scope, receive: Any, send: Send, *spawners: Any) -> None:
-        self._events, self._send = receive.__self__, send
+    async def run(self, scope: Scope, receive: Any, send: Any, *spawners: Any) -> None:  # noqa: ARG002 - Hypercorn's
         with suppress(_OverError):
-            await self._app(scope, self.receive, self.send, *spawners)
+            await self._app(scope, receive, self.send, *spawners)
 
     async def hand_over(self, event: ASGIReceiveEvent) -> None:
         if event["type"] == "http.disconnect":
             self._over = True
-            self.queue.close()  # which also lets go whoever waits for room in it
-            return
-        if not self._answered:
-            with suppress(trio.ClosedResourceError, trio.BrokenResourceError):
-                await self.queue.send(event)
+            self._make_room()  # nobody needs to wait for it any more
+        else:
+            while len(self._events) >= self._size and not self._over and not self._answered:
+                if self._room is None:
+                    self._room = trio.Event()
+                await self._room.wait()
+            if self._over or self._answered:
+                return
+            self._events.append(event)
+        if self._came is not None:
+            self._came.set()
+            self._came = None
 
     async def receive(self) -> ASGIReceiveEvent:
-        try:
-            return self._events.receive_nowait()  # what is there is had even by a task that is cancelled
-        except trio.WouldBlock:
-            pass
-        except trio.EndOfChannel:
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            return _OVER
-        try:
-            return await self._events.receive()
-        except trio.EndOfChannel:
-            return _OVER
+        while not self._events:
+            if self._over:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+                return _OVER
+            if self._came is None:
+                self._came = trio.Event()
+            await self._came.wait()
+        event = self._events.popleft()  # what is there is had even by a task that is cancelled
+        self._make_room()
+        return event
 
     async def send(self, event: ASGISendEvent | None) -> None:
         if self._over:
             raise _OverError("the request is over: its client is gone, or it was answered")
         if event is not None and event["type"] == "http.response.body" and not event.get("more_body", False):
             self._read_no_more()
-        await self._send(event)
+        await self._to_client(event)
+
+    def _make_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
+            self._room = None
 
     def _read_no_more(self) -> None:
         """Throw away what comes of the body now: the last words may take long, and who reads the connection waits."""
         self._answered = True
-        with suppress(trio.WouldBlock, trio.EndOfChannel):
-            while True:
-                self._events.receive_nowait()
+        self._events.clear()
+        self._make_room()

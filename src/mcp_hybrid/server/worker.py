@@ -13,7 +13,7 @@ The handler is replaced where Hypercorn looks it up, so that `mcp-hybrid serve` 
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import hypercorn.protocol
 import hypercorn.protocol.h2
@@ -22,12 +22,16 @@ import hypercorn.trio.run
 import hypercorn.trio.tcp_server
 import structlog
 import trio
+from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import AppWrapper, LifespanState
 
 from mcp_hybrid.server.draining import Drain, DrainingContext, Linger
+from mcp_hybrid.server.idle import IdleDeadline
 from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedH11Protocol, HardenedWSStream
 from mcp_hybrid.server.tasks import HardenedTaskGroup
+from mcp_hybrid.server.wire import wire_of
 from mcp_hybrid.settings import LimitSettings
 
 log = structlog.get_logger("mcp_hybrid")
@@ -50,9 +54,14 @@ class HardenedTCPServer(TCPServer):
     """Connections that were closed at once because there were too many."""
 
     context: DrainingContext
-    _client_gone: trio.Event
-    _reading: trio.CancelScope
     _told: ClassVar[float] = float("-inf")
+
+    def __init__(self, app: AppWrapper, config: Config, context: Any, state: LifespanState, stream: Any) -> None:
+        super().__init__(app, config, context, state, stream)
+        self._wire = wire_of(stream)
+        self._reading = trio.CancelScope()
+        self._idle = IdleDeadline(self._reading, config.keep_alive_timeout, context.terminated.is_set)
+        self.idle_task = self._idle  # type: ignore[assignment]  # in the place of a task of Hypercorn's
 
     async def run(self) -> None:
         """Serve the connection until it ends, however it ends; or close it at once where there are too many."""
@@ -60,7 +69,6 @@ class HardenedTCPServer(TCPServer):
             await self._turn_away()
             return
         HardenedTCPServer.count += 1
-        self._reading, self._client_gone = trio.CancelScope(), trio.Event()
         self.context.connections.add(self)
         try:
             await super().run()
@@ -74,6 +82,10 @@ class HardenedTCPServer(TCPServer):
         """Close the connection at once, whatever is being written."""
         await trio.aclose_forcefully(self.stream)
 
+    def leave_if_idle(self) -> None:
+        """Close the connection in order, if nothing runs on it."""
+        self._idle.expire()
+
     async def _turn_away(self) -> None:
         HardenedTCPServer.turned_away += 1
         if trio.current_time() - self._told >= _TOLD_EVERY:
@@ -82,35 +94,57 @@ class HardenedTCPServer(TCPServer):
         await trio.aclose_forcefully(self.stream)
 
     async def _read_data(self) -> None:
-        """Read until the client has gone. From then on nothing waits for it to send another request."""
+        """Read until the client has gone, or until the connection was idle for too long."""
         try:
             with self._reading:
-                await super()._read_data()
+                await self._read()
         except Exception:
             await trio.aclose_forcefully(self.stream)  # of what its tasks are about to say half would be missing
             raise
-        finally:
-            self._client_gone.set()
-            await self.idle_task.stop()
+        if self._idle.expired:
+            await self._initiate_server_close()
+
+    async def _read(self) -> None:
+        while data := await self._wire.read():
+            await self.protocol.handle(RawData(data))
+        await self.protocol.handle(RawData(b""))
+        await self.protocol.handle(Closed())
 
     async def protocol_send(self, event: Event) -> None:
         """Write to the connection, or give it up when a write is not taken in `limits.write_time` seconds."""
-        if isinstance(event, Updated) and self._client_gone.is_set():
-            return  # a call that ran on has ended: Hypercorn would keep the connection for as long as an idle one
-        if not isinstance(event, RawData):
+        if isinstance(event, RawData):
+            await self._write(event.data)
+        elif isinstance(event, Updated):
+            self._idle.note(idle=event.idle)
+        else:
             await super().protocol_send(event)
-            return
-        async with self.send_lock:
-            try:
-                with trio.move_on_after(self.limits.write_time, shield=True) as scope:
-                    await self.stream.send_all(event.data)
-            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                await self._lose_client()  # busy: with ending the connection
-                return
+
+    async def _write(self, data: bytes) -> None:
+        """Write: at once, where the system takes it all."""
+        if self.send_lock.locked():
+            await self.send_lock.acquire()
+        else:
+            self.send_lock.acquire_nowait()  # which takes no turn of the scheduler
+        in_time = True
+        try:
+            rest = self._wire.write_some(data)
+            if rest:
+                in_time = await self._write_rest(rest)
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            in_time = False  # busy: with ending the connection
+        finally:
+            self.send_lock.release()
+        if not in_time:
+            await self._lose_client()
+
+    async def _write_rest(self, data: bytes) -> bool:
+        """Wait until the client has taken the rest. Returns whether it did, in time."""
+        with trio.move_on_after(self.limits.write_time, shield=True) as scope:
+            await self.stream.send_all(data)
         if scope.cancelled_caught:
             log.info("a connection was dropped: its client did not read", seconds=self.limits.write_time)
             await trio.aclose_forcefully(self.stream)
-            await self._lose_client()
+        return not scope.cancelled_caught
 
     async def _lose_client(self) -> None:
         """End what serves a client that is gone. Who reads may be waiting for an answer that nobody will give now."""
@@ -123,7 +157,8 @@ class HardenedTCPServer(TCPServer):
         if isinstance(protocol, HardenedH2Protocol):
             with trio.move_on_after(_GOODBYE):
                 await protocol.finish()
-                await self._client_gone.wait()
+                while await self._wire.read():
+                    pass
         await super()._initiate_server_close()
 
 
