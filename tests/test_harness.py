@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -19,6 +21,8 @@ from harness.example import Example
 from harness.mcp import Conversation, body, headers, initialize, modern, modern_headers, notification, request, tool
 from harness.process import ServerProcess, free_port
 from harness.sse import Event, EventReader
+
+RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 Handler = Callable[[Any, Receive, Send], Awaitable[None]]
 
@@ -342,7 +346,23 @@ def test_another_port_is_tried_when_the_first_is_taken() -> None:
 
 
 def test_a_free_port_is_free() -> None:
-    assert 0 < free_port() < 65536
+    with socket.create_server(("127.0.0.1", free_port())):
+        pass
+
+
+@pytest.mark.skipif(not RANGE.exists(), reason="the range is read from /proc")
+def test_no_port_is_given_twice_or_taken_for_a_connection_that_goes_out() -> None:
+    ports = [free_port() for _ in range(100)]
+    assert len(set(ports)) == 100
+    assert max(ports) < int(RANGE.read_text().split()[0])
+
+
+def test_a_port_is_given_to_one_run_of_the_tests_only() -> None:
+    ports = [free_port(), free_port()]
+    script = f"from harness.process import _Ports; ports = _Ports(); ports._left = {ports}; ports.take()"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    assert done.stderr.splitlines()[-1] == "IndexError: pop from empty list"
 
 
 @pytest.mark.process

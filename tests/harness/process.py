@@ -5,6 +5,7 @@ Everything here is synchronous, so that it serves tests on Trio and on asyncio a
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from random import sample
 from types import TracebackType
 from typing import IO, Self
 
@@ -37,7 +39,7 @@ class ServerProcess:
     """One server process, as a context manager; leaving it stops the process in order and checks its exit code."""
 
     def __init__(
-        self, argv: Argv, env: Mapping[str, str] | None = None, *, path: str = "/mcp", deadline: float = 30
+        self, argv: Argv, env: Mapping[str, str] | None = None, *, path: str = "/mcp", deadline: float = 120
     ) -> None:
         self.port = 0
         self._argv = argv
@@ -93,7 +95,7 @@ class ServerProcess:
                 break
         raise AssertionError(f"the server did not start:\n{self.log}")
 
-    def stop(self, exit_code: int = 0, within: float = 20) -> None:
+    def stop(self, exit_code: int = 0, within: float = 60) -> None:
         """Send SIGTERM, and check that the process ends in time with that exit code."""
         process = self._running()
         process.send_signal(signal.SIGTERM)
@@ -123,7 +125,7 @@ class ServerProcess:
         self._env.update(env or {})
         self.start(port)
 
-    def wait_for_log(self, text: str, within: float = 10, *, since: int = 0) -> None:
+    def wait_for_log(self, text: str, within: float = 60, *, since: int = 0) -> None:
         """Wait until the log holds a text, below what was there at a length of it."""
         until = time.monotonic() + within
         while text not in self.log[since:]:
@@ -235,12 +237,49 @@ def answers_http(port: int, within: float) -> bool:
     return False
 
 
+class _Ports:
+    """The ports that this process has been given, and that other runs of the tests keep off until it ends.
+
+    They are none of those that the system takes for outgoing connections: while a server is down, as it is restarted,
+    nobody takes its port. That is the one thing that another attempt could not mend.
+    """
+
+    def __init__(self) -> None:
+        self._left = sample(range(20_000, 32_000), 12_000)
+        self._locks: IO[bytes] | None = None
+
+    def take(self) -> int:
+        while True:
+            port = self._left.pop()
+            if self._lock(port) and self._is_free(port):
+                return port
+
+    def _lock(self, port: int) -> bool:
+        """Lock one byte of a file that all runs share; it is let go when the process ends, however it ends."""
+        if self._locks is None:
+            self._locks = (Path(tempfile.gettempdir()) / f"mcp-hybrid-ports-{os.getuid()}").open("ab")
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+        except OSError:
+            return False
+        return True
+
+    @staticmethod
+    def _is_free(port: int) -> bool:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+            return True
+
+
+_PORTS = _Ports()
+
+
 def free_port() -> int:
-    """Find a loopback port that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Find a loopback port that is free, and stays so for whoever asked."""
+    return _PORTS.take()
 
 
 def run_to_its_end(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -248,5 +287,5 @@ def run_to_its_end(*arguments: str, **env: str) -> subprocess.CompletedProcess[s
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
     name, *rest = arguments
     return subprocess.run(
-        [*command(name), *rest], env=inherited | env, capture_output=True, text=True, timeout=60, check=False
+        [*command(name), *rest], env=inherited | env, capture_output=True, text=True, timeout=300, check=False
     )
