@@ -3,7 +3,8 @@
     python benchmarks/initialize_flood.py [--count 100000] [--connections 4]
 
 First against `mcp-hybrid serve`, a process of its own, over loopback: all are answered, and its resident memory stays
-where it was. Then against the same application inside this process, where its sessions can be counted.
+where it was. Then against the same application inside this process, where its sessions can be counted. Ends with exit
+code 1 if a request was not answered with an id of its own, a session was kept, or the memory grew.
 Linux only: memory is read from /proc.
 """
 
@@ -32,6 +33,8 @@ from mcp_hybrid.demo import server as demo
 
 WARM_UP = 2000
 """Requests before memory is looked at: imports, caches and free lists fill in the first few hundred."""
+GROWTH = 10 * 1024
+"""KiB by which the server's resident memory may differ before and after: noise, whatever the count."""
 START = 30.0
 """Seconds the server may take until it listens."""
 ANSWER = 30.0
@@ -221,6 +224,9 @@ def main() -> int:
     print(f"  answered with an id    {inside.answered} ({len(inside.ids)} different ids)")
     print(f"  sessions offered       {offered}")
     print(f"  sessions held          {held}")
+    if after - before > GROWTH:
+        print(f"the server grew by more than {GROWTH // 1024} MiB")
+        return 1
     every = tally.answered == inside.answered == len(tally.ids) == len(inside.ids) == options.count
     return 0 if every and held == 0 else 1
 
