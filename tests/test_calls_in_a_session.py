@@ -157,6 +157,25 @@ async def test_what_a_crash_says_stays_inside(autojump_clock: object) -> None:
             assert SECRET.encode() not in answer
 
 
+@pytest.mark.parametrize("masked", [True, False])
+async def test_a_fastmcp_tells_what_a_crash_says_unless_it_is_told_to_mask_it(
+    masked: bool, autojump_clock: object
+) -> None:
+    from fastmcp import FastMCP  # noqa: PLC0415 - the other tests run without it
+
+    server: FastMCP[None] = FastMCP("crashing", mask_error_details=masked)
+
+    @server.tool
+    async def crash() -> str:
+        raise RuntimeError(SECRET)
+
+    async with running(server=server) as setup:
+        talk = await mcp.Conversation.open(setup.client)
+        for answer in [(await talk.post(mcp.tool("crash"))).body, mcp.body(await call_alone(setup, "crash"))]:
+            assert b'"isError":true' in answer.replace(b" ", b"")
+            assert (SECRET.encode() in answer) is not masked
+
+
 async def explode(ctx: object, params: object) -> EmptyResult:
     raise ExceptionGroup("several", [ValueError(SECRET), KeyError(SECRET)])
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -24,7 +26,7 @@ from structlog.testing import capture_logs
 from harness.asgi import App, AsgiClient
 from harness.example import Example
 from harness.mcp import Conversation, body, headers, initialize, modern, modern_headers, request, tool
-from harness.process import hypercorn, program
+from harness.process import ServerProcess, command, hypercorn, program
 from harness.sse import EventReader
 from mcp_hybrid import HybridApp, Settings
 
@@ -310,6 +312,25 @@ def test_a_client_that_went_comes_back_for_the_rest_under_uvicorn() -> None:
         with httpx2.stream("GET", url, headers=[*sent, ("last-event-id", last)], timeout=20) as answer:
             rest = list(messages(answer))
     assert told(rest) == [2, 3, 4, "counted to 4"]
+
+
+@pytest.mark.process
+def test_uvicorns_command_serves_it_by_name_as_the_readme_says() -> None:
+    assert "`uvicorn mcp_hybrid.asgi:app`" in (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+    def argv(port: int) -> list[str]:
+        return [*command("uvicorn"), "mcp_hybrid.asgi:app", "--port", str(port)]
+
+    with ServerProcess(argv, {"MCP_HYBRID_TARGET": program("with_mcpserver")}) as server:
+        alone = httpx2.post(server.url, headers=headers(), json=tool("add", {"a": 1, "b": 2}), timeout=20)
+        assert alone.headers["mcp-hybrid-route"] == "stateless"
+        assert alone.json()["result"]["content"][0]["text"] == "3"
+        with streaming(server.url, initialized(server.url), tool("count", {"steps": 3}, token=0)) as answer:
+            arrived = [(time.monotonic(), message) for message in messages(answer)]
+        assert told([message for _, message in arrived]) == [1, 2, 3, "counted to 3"]
+        assert arrived[-1][0] - arrived[0][0] > 0.1, "they came all at once"
+        server.stop(exit_code=-signal.SIGTERM)  # uvicorn ends in order, then by the signal it was sent
+        assert "Traceback" not in server.log
 
 
 @pytest.mark.process
