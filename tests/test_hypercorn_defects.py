@@ -11,11 +11,14 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
 
 import httpx2
 import hypercorn.protocol as hypercorn_protocol
@@ -36,19 +39,39 @@ from harness.mcp import LEGACY, body, headers, initialize, modern, modern_header
 from harness.process import PROGRAMS, ServerProcess, command, hypercorn, serve
 
 SOURCES = Path(__file__).parent.parent / "src"
-PATIENCE = 30
+PATIENCE = 90
 """Seconds for what must happen."""
+ATTEMPTS = 5
+"""Servers that a defect of plain Hypercorn's may take to show: with some, which of two tasks comes first decides."""
 LONG_ENOUGH = 6
 """Seconds after which what has not happened counts as not happening; the graceful time is a second in these tests."""
 
 
-def started(program: str, *options: str) -> ServerProcess:
-    """Make a Hypercorn that serves the application of that program."""
-    path = os.pathsep.join([str(PROGRAMS), str(SOURCES), os.environ.get("PYTHONPATH", "")])
-    arguments = [*command("hypercorn"), "-k", "trio", "--graceful-timeout", "1", *options]
-    return ServerProcess(
-        lambda port: [*arguments, "-b", f"127.0.0.1:{port}", f"{program}:app"], {"PYTHONPATH": path}, path=""
-    )
+class Shown(ServerProcess):
+    """A Hypercorn that serves the application of one of the programs, `plain` or `hardened`."""
+
+    def __init__(self, program: str, *options: str) -> None:
+        # What one of the two does and the other does not is waited for patiently only where it is to be seen.
+        hardened = program == "hardened"
+        self.until_good = PATIENCE if hardened else LONG_ENOUGH
+        """Seconds for what only the hardened one does."""
+        self.until_bad = 1 if hardened else PATIENCE
+        """Seconds for what only the plain one does."""
+        self._gate = Path(tempfile.gettempdir()) / f"gate-{uuid4().hex}"
+        path = os.pathsep.join([str(PROGRAMS), str(SOURCES), os.environ.get("PYTHONPATH", "")])
+        arguments = [*command("hypercorn"), "-k", "trio", "--graceful-timeout", "1", *options]
+        env = {"PYTHONPATH": path, "GATE": str(self._gate)}
+        super().__init__(lambda port: [*arguments, "-b", f"127.0.0.1:{port}", f"{program}:app"], env, path="")
+
+    @contextmanager
+    def opening(self) -> Iterator[Callable[[], None]]:
+        """Give what lets go the requests that wait; they are let go in any case."""
+        try:
+            yield self._gate.touch
+        finally:
+            self._gate.touch()
+            self.kill()
+            self._gate.unlink()
 
 
 # Clients
@@ -136,10 +159,11 @@ def a_stray_byte_after_an_upgrade(server: ServerProcess) -> bool:
 
 def died(server: ServerProcess) -> bool:
     # One that does not die answers at once, and goes on to.
-    return not all(answers(server) for _ in range(5)) or ends(server, 1) is not None
+    patience = server.until_bad if isinstance(server, Shown) else 1
+    return not all(answers(server) for _ in range(5)) or ends(server, patience) is not None
 
 
-def a_worker_that_has_drained_ends_the_others(server: ServerProcess) -> bool:
+def a_worker_that_has_drained_ends_the_others(server: Shown) -> bool:
     with connected(server.port, get("/three")) as client:
         read = client.recv(4096)
         os.kill(server.pid, signal.SIGTERM)
@@ -148,7 +172,7 @@ def a_worker_that_has_drained_ends_the_others(server: ServerProcess) -> bool:
     return not read.endswith(b"0\r\n\r\n")
 
 
-def sigterm_does_not_drain(server: ServerProcess) -> bool:
+def sigterm_does_not_drain(server: Shown) -> bool:
     with connected(server.port, get("/three")) as client:
         read = client.recv(4096)
         os.kill(server.pid, signal.SIGTERM)
@@ -156,23 +180,23 @@ def sigterm_does_not_drain(server: ServerProcess) -> bool:
     return ends(server, PATIENCE) == -signal.SIGTERM and not read.endswith(b"0\r\n\r\n")
 
 
-def a_client_that_does_not_read_holds_the_process(server: ServerProcess) -> bool:
+def a_client_that_does_not_read_holds_the_process(server: Shown) -> bool:
     with connected(server.port, get("/big")) as client:
         client.recv(1)
         os.kill(server.pid, signal.SIGTERM)
-        return ends(server, LONG_ENOUGH) is None
+        return ends(server, server.until_good) is None
 
 
-def an_application_that_only_sends_is_never_told(server: ServerProcess) -> bool:
+def an_application_that_only_sends_is_never_told(server: Shown) -> bool:
     assert answers(server)
     before = descriptors(server)
     for _ in range(10):
         with connected(server.port, get("/only-send")) as client:
             client.recv(1)
-    return not soon(lambda: descriptors(server) <= before, LONG_ENOUGH)
+    return not soon(lambda: descriptors(server) <= before, server.until_good)
 
 
-def a_body_that_is_not_read_leaks_the_connection(server: ServerProcess) -> bool:
+def a_body_that_is_not_read_leaks_the_connection(server: Shown) -> bool:
     post = b"POST /refuse-later HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000000\r\n\r\n"
     assert answers(server)
     before = descriptors(server)
@@ -183,19 +207,19 @@ def a_body_that_is_not_read_leaks_the_connection(server: ServerProcess) -> bool:
                     client.sendall(b"x" * 65536)
             except OSError:
                 pass
-    return not soon(lambda: descriptors(server) <= before, LONG_ENOUGH)
+    return not soon(lambda: descriptors(server) <= before, server.until_good)
 
 
-def a_client_that_is_gone_is_not_noticed_by_asking(server: ServerProcess) -> bool:
+def a_client_that_is_gone_is_not_noticed_by_asking(server: Shown) -> bool:
     with connected(server.port, get("/asked")) as client:
         client.recv(1)
     assert soon(lambda: "noticed" in server.log)
     return "never-noticed" in server.log
 
 
-def a_connection_that_must_close_stays_open(server: ServerProcess) -> bool:
+def a_connection_that_must_close_stays_open(server: Shown) -> bool:
     with connected(server.port, get("/leave", "Connection: close")) as client:
-        client.settimeout(LONG_ENOUGH)
+        client.settimeout(server.until_good)
         try:
             assert everything(client).endswith(b"0\r\n\r\n")
         except TimeoutError:
@@ -212,23 +236,37 @@ def get_over_http2(url: str) -> bool:
             return False
 
 
-def the_end_of_an_http2_answer_is_lost_when_the_server_stops(server: ServerProcess) -> bool:
+def the_end_of_an_http2_answer_is_lost_when_the_server_stops(server: Shown) -> bool:
     # Which of two tasks comes first decides it for each connection, so there are many.
-    with ThreadPoolExecutor(20) as pool:
+    with ThreadPoolExecutor(20) as pool, server.opening() as let_go:
         calls = [pool.submit(get_over_http2, server.url + "/wait") for _ in range(20)]
         assert soon(lambda: server.log.count("waiting") == 20)
         os.kill(server.pid, signal.SIGTERM)
+        time.sleep(2)  # it has stopped by then, but for these
+        let_go()
         return not all(call.result() for call in calls)
 
 
-def an_http2_connection_breaks_after_a_thousand_requests(server: ServerProcess) -> bool:
-    with httpx2.Client(http1=False, http2=True, timeout=PATIENCE) as client, ThreadPoolExecutor(16) as pool:
+def has_come(server: Shown, waiting: int) -> bool:
+    return server.log.count("waiting") >= waiting
+
+
+def an_http2_connection_breaks_after_a_thousand_requests(server: Shown) -> bool:
+    with (
+        httpx2.Client(http1=False, http2=True, timeout=PATIENCE) as client,
+        ThreadPoolExecutor(16) as pool,
+        server.opening() as let_go,
+    ):
         assert {client.get(server.url).status_code for _ in range(990)} == {413}
-        calls = [pool.submit(client.get, server.url + "/wait") for _ in range(16)]  # answered after the thousandth
+        calls = []
+        for number in range(1, 17):  # one by one: the client's threads may take the same number for their streams
+            calls.append(pool.submit(client.get, server.url + "/wait"))
+            soon(partial(has_come, server, number), server.until_good)
+        let_go()  # they are answered after the thousandth
         return any(isinstance(call.exception(), httpx2.RemoteProtocolError) for call in calls)
 
 
-def an_http2_client_that_goes_without_having_read_leaks_the_connection(server: ServerProcess) -> bool:
+def an_http2_client_that_goes_without_having_read_leaks_the_connection(server: Shown) -> bool:
     assert answers(server)
     before = descriptors(server)
     for _ in range(10):
@@ -236,10 +274,10 @@ def an_http2_client_that_goes_without_having_read_leaks_the_connection(server: S
             left = 60_000  # of the 65 535 bytes that it lets the server send; then the application waits
             while left > 0:
                 left -= len(client.recv(left))
-    return not soon(lambda: descriptors(server) <= before, LONG_ENOUGH)
+    return not soon(lambda: descriptors(server) <= before, server.until_good)
 
 
-def streams_in_a_circle_hang_the_worker(server: ServerProcess) -> bool:
+def streams_in_a_circle_hang_the_worker(server: Shown) -> bool:
     only = 0x80000000
     depends = [(3, only | 5), (1, only | 3), (5, 3), (1, only | 3)]
     circle = b"".join(http2.frame(http2.PRIORITY, 0, stream, on.to_bytes(4, "big") + b"\x0f") for stream, on in depends)
@@ -248,13 +286,13 @@ def streams_in_a_circle_hang_the_worker(server: ServerProcess) -> bool:
             assert read
     try:
         with connected(server.port, get("/")) as client:
-            client.settimeout(LONG_ENOUGH)
+            client.settimeout(server.until_good)
             return client.recv(4096) == b""
     except TimeoutError:
         return True
 
 
-def an_idle_http2_connection_is_cut_off_under_its_client(server: ServerProcess) -> bool:
+def an_idle_http2_connection_is_cut_off_under_its_client(server: Shown) -> bool:
     with connected(server.port, http2.PREFACE + http2.request(b"/")) as client:
         read = b""
         while http2.frame(http2.DATA, http2.END_STREAM, 1, b"") not in read:
@@ -278,38 +316,44 @@ def an_idle_http2_connection_is_cut_off_under_its_client(server: ServerProcess) 
             return True
 
 
-DEFECTS: list[tuple[str, Callable[[ServerProcess], bool], list[str]]] = [
+DEFECTS: list[tuple[str, Callable[[Shown], bool], list[str]]] = [
     ("1", data_after_an_early_answer, ["-w", "0"]),
     ("2", a_path_that_is_not_ascii, ["-w", "0"]),
     ("3", a_stray_byte_after_an_upgrade, ["-w", "0"]),
-    ("4", a_worker_that_has_drained_ends_the_others, ["-w", "2", "--graceful-timeout", "10"]),
-    ("5", sigterm_does_not_drain, ["-w", "0", "--graceful-timeout", "10"]),
+    ("4", a_worker_that_has_drained_ends_the_others, ["-w", "2", "--graceful-timeout", "30"]),
+    ("5", sigterm_does_not_drain, ["-w", "0", "--graceful-timeout", "30"]),
     ("6", a_client_that_does_not_read_holds_the_process, ["-w", "1"]),
     ("7", an_application_that_only_sends_is_never_told, ["-w", "0"]),
     ("8", a_body_that_is_not_read_leaks_the_connection, ["-w", "0"]),
     ("9", a_client_that_is_gone_is_not_noticed_by_asking, ["-w", "0"]),
     ("10", a_connection_that_must_close_stays_open, ["-w", "0"]),
-    ("13", the_end_of_an_http2_answer_is_lost_when_the_server_stops, ["-w", "1", "--graceful-timeout", "10"]),
+    ("13", the_end_of_an_http2_answer_is_lost_when_the_server_stops, ["-w", "1", "--graceful-timeout", "30"]),
     ("14", an_http2_connection_breaks_after_a_thousand_requests, ["-w", "0"]),
     ("15", an_http2_client_that_goes_without_having_read_leaks_the_connection, ["-w", "0"]),
     ("16", streams_in_a_circle_hang_the_worker, ["-w", "0"]),
-    ("20", an_idle_http2_connection_is_cut_off_under_its_client, ["-w", "1", "--graceful-timeout", "10"]),
+    ("20", an_idle_http2_connection_is_cut_off_under_its_client, ["-w", "1", "--graceful-timeout", "30"]),
 ]
 CASES = [pytest.param(show, options, id=f"{number} {show.__name__}") for number, show, options in DEFECTS]
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(("show", "options"), CASES)
-def test_plain_hypercorn_has_the_defect(show: Callable[[ServerProcess], bool], options: list[str]) -> None:
-    with started("plain", *options) as server:
-        assert show(server), f"gone? then what is done about it can go, too\n{server.log}"
-        server.kill()
+def test_plain_hypercorn_has_the_defect(show: Callable[[Shown], bool], options: list[str]) -> None:
+    logs = []
+    for _ in range(ATTEMPTS):
+        with Shown("plain", *options) as server:
+            showed = show(server)
+            logs.append(server.log)
+            server.kill()
+        if showed:
+            return
+    pytest.fail("gone? then what is done about it can go, too\n" + "\n".join(logs))
 
 
 @pytest.mark.process
 @pytest.mark.parametrize(("show", "options"), CASES)
-def test_the_hardened_one_has_not(show: Callable[[ServerProcess], bool], options: list[str]) -> None:
-    with started("hardened", *options) as server:
+def test_the_hardened_one_has_not(show: Callable[[Shown], bool], options: list[str]) -> None:
+    with Shown("hardened", *options) as server:
         assert not show(server), server.log
         server.kill()
 
@@ -319,7 +363,7 @@ def test_the_hardened_one_has_not(show: Callable[[ServerProcess], bool], options
 
 @pytest.mark.process
 def test_plain_hypercorn_cuts_streams_and_says_nothing_before() -> None:
-    with started("plain", "-w", "1") as server:
+    with Shown("plain", "-w", "1") as server:
         with connected(server.port, get("/events")) as client:
             read = client.recv(4096)
             os.kill(server.pid, signal.SIGTERM)

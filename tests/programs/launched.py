@@ -13,6 +13,8 @@ import anyio.to_thread
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 
+from mcp_hybrid.server import stopping
+
 
 @asynccontextmanager
 async def lifespan(_server: MCPServer[None]) -> AsyncIterator[None]:
@@ -34,6 +36,9 @@ def note(what: str) -> None:
 if "DIE_AT_IMPORT" in os.environ:
     os._exit(3)
 
+if "FORCE_AFTER" in os.environ:
+    stopping.FORCE_AFTER = float(os.environ["FORCE_AFTER"])  # type: ignore[misc]  # Final, but for this
+
 server: MCPServer[None] = MCPServer("launched", lifespan=lifespan)
 
 
@@ -42,6 +47,16 @@ async def steps(ctx: Context, count: int, delay: float) -> str:
     for step in range(1, count + 1):
         await ctx.report_progress(step, count)
         await anyio.sleep(delay)
+    return f"{count} steps"
+
+
+@server.tool()
+async def gated_steps(ctx: Context, count: int, gate: str) -> str:
+    """Report each step, and wait after it until there is a file of that name."""
+    for step in range(1, count + 1):
+        await ctx.report_progress(step, count)
+        while not Path(gate).exists():  # noqa: ASYNC110, ASYNC240 - it is another process that is waited for
+            await anyio.sleep(0.02)
     return f"{count} steps"
 
 

@@ -5,7 +5,9 @@ What happens in it goes to standard output, a word a line.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -30,10 +32,7 @@ async def app(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
     elif scope["path"] == "/three":
         await three(send)
     elif scope["path"] == "/wait":
-        say("waiting")
-        await anyio.sleep(0.5)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"x" * 40_000})
+        await wait(send)
     elif scope["path"] == "/events":
         await EventSourceResponse(events())(dict(scope), receive, send)  # type: ignore[arg-type]  # as above
     elif scope["path"] == "/big":
@@ -55,6 +54,15 @@ def say(word: str) -> None:
 async def answer(send: Send, status: int) -> None:
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-length", b"0")]})
     await send({"type": "http.response.body", "body": b""})
+
+
+async def wait(send: Send) -> None:
+    """Wait until the test lets it go."""
+    say("waiting")
+    while not Path(os.environ["GATE"]).exists():  # noqa: ASYNC110, ASYNC240 - it is another process that is waited for
+        await anyio.sleep(0.01)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"x" * 40_000})
 
 
 async def only_send(send: Send) -> None:
@@ -116,7 +124,7 @@ async def asked(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
     request = Request(dict(scope), receive)  # type: ignore[arg-type]  # any mapping does
     await request.body()
     await send(STREAM)
-    for _ in range(40):
+    for _ in range(120):
         if await request.is_disconnected():
             say("noticed")
             return
