@@ -13,14 +13,18 @@ A cell is the HTTP status and what else must be so:
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import pytest
 
 from harness import mcp
-from harness.asgi import Answer, AsgiClient
-from harness.hybrid import Setup, running
+from harness.asgi import Answer, AsgiClient, Exchange
+from harness.hybrid import KEY, Setup, running
+from mcp_hybrid.sessions.registry import hash_of
 
 MODES = ("stateless", "hybrid", "stateful")
 
@@ -29,10 +33,14 @@ request            | id       | stateless                 | hybrid              
 GET                | none     | 405 -32600 allow=POST     | 405 -32600 allow=POST      | 400 -32600
 GET                | valid    | 405 -32600 allow=POST     | 200 sse @session           | 200 sse @session
 GET json           | valid    | 405 -32600 allow=POST     | 406 -32600                 | 406 -32600
+GET json           | none     | 405 -32600 allow=POST     | 405 -32600 allow=POST      | 400 -32600
+GET json           | wrong    | 405 -32600 allow=POST     | 404 -32001                 | 404 -32001
 GET                | wrong    | 405 -32600 allow=POST     | 404 -32001                 | 404 -32001
 GET resume         | none     | 405 -32600 allow=POST     | 405 -32600 allow=POST      | 400 -32600
 GET resume         | valid    | 405 -32600 allow=POST     | 200 sse @session           | 200 sse @session
 GET resume unknown | valid    | 405 -32600 allow=POST     | 400 -32600                 | 400 -32600
+GET resume unknown | none     | 405 -32600 allow=POST     | 405 -32600 allow=POST      | 400 -32600
+GET resume unknown | wrong    | 405 -32600 allow=POST     | 404 -32001                 | 404 -32001
 GET resume         | wrong    | 405 -32600 allow=POST     | 404 -32001                 | 404 -32001
 DELETE             | none     | 405 -32600 allow=POST     | 405 -32600 allow=POST      | 400 -32600
 DELETE             | valid    | 405 -32600 allow=POST     | 204 empty @session         | 204 empty @session
@@ -42,19 +50,25 @@ initialize         | valid    | 200 json @stateless       | 200 json +id @sessio
 initialize         | wrong    | 200 json @stateless       | 200 json +id @session      | 200 json +id @session
 initialize failing | none     | 200 -32602 @stateless     | 200 -32602 @session        | 200 -32602 @session
 initialize failing | valid    | 200 -32602 @stateless     | 200 -32602 @session        | 200 -32602 @session
+initialize failing | wrong    | 200 -32602 @stateless     | 200 -32602 @session        | 200 -32602 @session
 request            | none     | 200 json @stateless       | 200 json @stateless        | 400 -32600
 request            | valid    | 200 json @stateless       | 200 json @session          | 200 json @session
 request            | wrong    | 200 json @stateless       | 404 -32001                 | 404 -32001
 request progress   | none     | 200 json @stateless       | 200 json @stateless        | 400 -32600
 request progress   | valid    | 200 json @stateless       | 200 sse @session           | 200 sse @session
+request progress   | wrong    | 200 json @stateless       | 404 -32001                 | 404 -32001
 request json       | valid    | 200 json @stateless       | 200 json @session          | 200 json @session
+request json       | none     | 200 json @stateless       | 200 json @stateless        | 400 -32600
+request json       | wrong    | 200 json @stateless       | 404 -32001                 | 404 -32001
 request sse        | none     | 200 sse @stateless        | 200 sse @stateless         | 400 -32600
 request sse        | valid    | 200 sse @stateless        | 200 sse @session           | 200 sse @session
+request sse        | wrong    | 200 sse @stateless        | 404 -32001                 | 404 -32001
 notification       | none     | 202 empty @stateless      | 202 empty @stateless       | 400 -32600
 notification       | valid    | 202 empty @stateless      | 202 empty @session         | 202 empty @session
 notification       | wrong    | 202 empty @stateless      | 404 -32001                 | 404 -32001
 cancelled          | none     | 202 empty @stateless      | 202 empty @stateless       | 400 -32600
 cancelled          | valid    | 202 empty @stateless      | 202 empty @session         | 202 empty @session
+cancelled          | wrong    | 202 empty @stateless      | 404 -32001                 | 404 -32001
 response           | none     | 400 -32600                | 400 -32600                 | 400 -32600
 response           | valid    | 400 -32600                | 202 empty @session         | 202 empty @session
 response           | wrong    | 400 -32600                | 404 -32001                 | 404 -32001
@@ -63,11 +77,19 @@ batch              | valid    | 200 json @stateless       | 200 json @session   
 batch              | wrong    | 200 json @stateless       | 404 -32001                 | 404 -32001
 batch quiet        | none     | 202 empty @stateless      | 202 empty @stateless       | 400 -32600
 batch quiet        | valid    | 202 empty @stateless      | 202 empty @session         | 202 empty @session
+batch quiet        | wrong    | 202 empty @stateless      | 404 -32001                 | 404 -32001
+batch responses    | none     | 400 -32600                | 400 -32600                 | 400 -32600
+batch responses    | valid    | 400 -32600                | 202 empty @session         | 202 empty @session
+batch responses    | wrong    | 400 -32600                | 404 -32001                 | 404 -32001
+batch progress     | none     | 200 json @stateless       | 200 json @stateless        | 400 -32600
+batch progress     | valid    | 200 json @stateless       | 200 sse @session           | 200 sse @session
+batch progress     | wrong    | 200 json @stateless       | 404 -32001                 | 404 -32001
 batch initialize   | none     | 400 -32600                | 400 -32600                 | 400 -32600
 batch initialize   | valid    | 400 -32600                | 400 -32600                 | 400 -32600
 batch initialize   | wrong    | 400 -32600                | 400 -32600                 | 400 -32600
 batch later        | none     | 400 -32600                | 400 -32600                 | 400 -32600
 batch later        | valid    | 400 -32600                | 400 -32600                 | 400 -32600
+batch later        | wrong    | 400 -32600                | 404 -32001                 | 404 -32001
 """
 
 WRONG_IDS = ("unknown", "expired", "ended", "foreign")
@@ -119,11 +141,29 @@ PV          | ENV         | method     | outcome
 2025-11-25  | 2099-01-01  | tools/list | 400 -32020
 2025-11-25  | 2026-07-28  | initialize | 200 json @legacy
 2025-11-25  | 2025-11-25  | tools/list | 200 json @legacy
+-           | 2025-11-25  | tools/list | 200 json @legacy
+-           | 2099-01-01  | initialize | 200 json @legacy
+-           | null        | initialize | 200 json @legacy
+-           | null        | tools/list | 400 -32020
+-           | 7           | tools/list | 400 -32020
+2025-11-25  | null        | tools/list | 400 -32020
+2025-11-25  | 7           | tools/list | 400 -32020
+2025-11-25  | 7           | initialize | 200 json @legacy
+2025-11-25  | 2025-06-18  | initialize | 200 json @legacy
+2025-11-25  | 2099-01-01  | initialize | 200 json @legacy
+2026-07-28  | null        | tools/list | 400 -32020
+2026-07-28  | 7           | tools/list | 400 -32020
+2099-01-01  | null        | tools/list | 400 -32020
+2099-01-01  | 7           | tools/list | 400 -32020
+2099-01-01  | 2099-01-01  | initialize | 400 -32022
 2025-11-25  | -           | tools/list | 200 json @legacy
 2025-06-18  | -           | tools/list | 200 json @legacy
 2025-03-26  | -           | tools/list | 200 json @legacy
 2024-11-05  | -           | tools/list | 200 json @legacy
 """
+
+NO_VERSIONS: dict[str, Any] = {"null": None, "7": 7}
+"""What stands in an envelope where a version should, and is none."""
 
 
 @dataclass(frozen=True)
@@ -174,20 +214,31 @@ def legacy_cases() -> list[Any]:
 
 
 async def make_id(setup: Setup, sent: str) -> str | None:
-    """Make a session id of each sort; in stateless mode, where none are offered, one of another deployment's."""
+    """Make a session id of each sort. In stateless mode, where none are offered, one sealed with the same key."""
     if sent == "none":
         return None
-    if sent == "unknown" or setup.app.settings.mode == "stateless":
+    if sent == "unknown":
         return "A" * 120
     user = [("x-user", "mallory")] if sent == "foreign" else []
-    session = (
-        await setup.client.request("POST", "/mcp", mcp.headers(None, None, *user), mcp.body(mcp.initialize()))
-    ).header("mcp-session-id")
-    assert session is not None
+    if setup.app.settings.mode == "stateless":
+        async with running(users=True, sessions={"keys": [KEY]}) as other:
+            session = await offered(other, user)
+    else:
+        session = await offered(setup, user)
     if sent == "expired":
         setup.clock.now += setup.app.settings.sessions.max_age
-    if sent == "ended":
+    if sent == "ended" and setup.app.settings.mode == "stateless":
+        await setup.registry.end_by_hash(hash_of(session))
+    elif sent == "ended":
         assert (await setup.client.request("DELETE", "/mcp", mcp.headers(session))).status == 204
+    return session
+
+
+async def offered(setup: Setup, user: list[tuple[str, str]]) -> str:
+    headers = mcp.headers(None, None, *user)
+    answer = await setup.client.request("POST", "/mcp", headers, mcp.body(mcp.initialize()))
+    session = answer.header("mcp-session-id")
+    assert session is not None
     return session
 
 
@@ -205,6 +256,10 @@ MESSAGES: dict[str, Any] = {
     "response": mcp.result("nobody-asked", {}),
     "batch": mcp.batch(mcp.tool("add", {"a": 1, "b": 2}, id=1), mcp.request("ping", id="1")),
     "batch quiet": mcp.batch(mcp.notification("notifications/initialized"), mcp.cancelled(99)),
+    "batch responses": mcp.batch(mcp.result("nobody-asked", {}), mcp.result("nor-this", {})),
+    "batch progress": mcp.batch(
+        mcp.tool("count", {"delay": 0}, id=1, token=1), mcp.tool("count", {"delay": 0}, id=2, token=2)
+    ),
     "batch initialize": mcp.batch(mcp.initialize()),
     "batch later": mcp.batch(mcp.request("ping")),
     "unknown method": mcp.request("tools/nothing"),
@@ -273,15 +328,31 @@ async def first_answer(client: AsgiClient, method: str, headers: list[tuple[str,
 async def test_legacy_requests_are_served_as_the_table_says(
     mode: str, kind: str, sent: str, expected: Expected, autojump_clock: object
 ) -> None:
-    async with running(users=True, mode=mode) as setup:
+    async with running(users=True, mode=mode, sessions={"keys": [KEY]}) as setup:
         session = await make_id(setup, sent)
         expected.check(await send_legacy(setup, kind, session))
+        if sent != "valid" or mode == "stateless":
+            assert len(setup.registry) == 0, "something is kept of a request without a session"
+
+
+@pytest.mark.parametrize(
+    ("sent", "user"), [("valid", "alice"), ("expired", "alice"), ("ended", "alice"), ("foreign", "mallory")]
+)
+async def test_an_id_that_a_stateless_server_ignores_is_a_real_one(sent: str, user: str) -> None:
+    # Elsewhere, with the same key, each of them opens its session: for its owner, in its time, where it was not ended.
+    async with (
+        running(users=True, mode="stateless", sessions={"keys": [KEY]}) as stateless,
+        running(users=True, sessions={"keys": [KEY]}) as elsewhere,
+    ):
+        session = await make_id(stateless, sent)
+        headers = mcp.headers(session, None, ("x-user", user))
+        Expected("200 json @session").check(await elsewhere.client.request("POST", "/mcp", headers, PING))
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("kind", "sent", "cell"), rows(MODERN))
 async def test_modern_requests_are_served_alike_in_all_modes(mode: str, kind: str, sent: str, cell: str) -> None:
-    async with running(users=True, mode=mode) as setup:
+    async with running(users=True, mode=mode, sessions={"keys": [KEY]}) as setup:
         session = await make_id(setup, sent)
         extra = [("mcp-session-id", session)] if session is not None else []
         form = next((ACCEPT[word] for word in kind.split() if word in ACCEPT), mcp.BOTH)
@@ -307,7 +378,7 @@ async def test_modern_requests_are_served_alike_in_all_modes(mode: str, kind: st
         Expected(cell).check(answer)
 
 
-@pytest.mark.parametrize("mode", ["stateless", "hybrid"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("header", "envelope", "method", "cell"), rows(ERA))
 async def test_the_era_is_decided_by_header_and_envelope_together(
     mode: str, header: str, envelope: str, method: str, cell: str
@@ -315,39 +386,53 @@ async def test_the_era_is_decided_by_header_and_envelope_together(
     async with running(mode=mode) as setup:
         message = mcp.initialize() if method == "initialize" else mcp.request(method)
         if envelope != "-":
-            message = mcp.modern(message, version=envelope)
-        sent = mcp.headers(None, None if header == "-" else header, ("mcp-method", method))
+            message = mcp.modern(message, version=NO_VERSIONS.get(envelope, envelope))
+        session = await make_id(setup, "valid" if mode == "stateful" else "none")  # else stateful serves nothing
+        sent = mcp.headers(session, None if header == "-" else header, ("mcp-method", method))
         answer = await setup.client.request("POST", "/mcp", sent, mcp.body(message))
-        expected = cell + " +id" if method == "initialize" and cell.startswith("200") and mode == "hybrid" else cell
-        Expected(expected).check(answer)
+        offered = method == "initialize" and cell.startswith("200") and mode != "stateless"
+        Expected(cell + " +id" if offered else cell).check(answer)
         if "-32022" in cell:
             data = answer.json()["error"]["data"]
             served = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28"]
             assert data == {"supported": served, "requested": header}
 
 
-@pytest.mark.parametrize(
-    ("sent", "kind", "cell"),
-    [
-        ("unknown", "request", "200 json @stateless"),
-        ("expired", "request", "200 json @stateless"),
-        ("unknown", "notification", "202 empty @stateless"),
-        ("unknown", "response", "400 -32600"),
-        ("ended", "request", "404 -32001"),
-        ("foreign", "request", "404 -32001"),
-        ("unknown", "GET", "404 -32001"),
-        ("unknown", "DELETE", "404 -32001"),
-    ],
-)
+OVERLOOKED = """
+request      | id      | stateless            | hybrid               | stateful
+request      | unknown | 200 json @stateless  | 200 json @stateless  | 404 -32001
+request      | expired | 200 json @stateless  | 200 json @stateless  | 404 -32001
+request      | ended   | 200 json @stateless  | 404 -32001           | 404 -32001
+request      | foreign | 200 json @stateless  | 404 -32001           | 404 -32001
+notification | unknown | 202 empty @stateless | 202 empty @stateless | 404 -32001
+notification | expired | 202 empty @stateless | 202 empty @stateless | 404 -32001
+notification | ended   | 202 empty @stateless | 404 -32001           | 404 -32001
+batch        | unknown | 200 json @stateless  | 200 json @stateless  | 404 -32001
+batch        | expired | 200 json @stateless  | 200 json @stateless  | 404 -32001
+batch        | foreign | 200 json @stateless  | 404 -32001           | 404 -32001
+response     | unknown | 400 -32600           | 400 -32600           | 404 -32001
+response     | expired | 400 -32600           | 400 -32600           | 404 -32001
+GET          | unknown | 405 -32600           | 404 -32001           | 404 -32001
+GET resume   | expired | 405 -32600           | 404 -32001           | 404 -32001
+DELETE       | unknown | 405 -32600           | 404 -32001           | 404 -32001
+"""
+"""What becomes of wrong ids with `unknown_session = "stateless"`."""
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("kind", "sent", "stateless", "hybrid", "stateful"), rows(OVERLOOKED))
 async def test_a_lost_session_can_be_overlooked_but_never_an_ended_one_or_anothers(
-    sent: str, kind: str, cell: str
+    mode: str, kind: str, sent: str, stateless: str, hybrid: str, stateful: str
 ) -> None:
-    async with running(users=True, unknown_session="stateless") as setup:
+    cells = {"stateless": stateless, "hybrid": hybrid, "stateful": stateful}
+    async with running(users=True, mode=mode, unknown_session="stateless", sessions={"keys": [KEY]}) as setup:
         session = await make_id(setup, sent)
         answer = await send_legacy(setup, kind, session)
-        Expected(cell).check(answer)
-        if answer.status in (200, 202):
-            assert answer.header("mcp-hybrid-route") == "stateless; session=unknown"
+        Expected(cells[mode]).check(answer)
+        assert len(setup.registry) == 0
+        if answer.status in (200, 202):  # a stateless server reads no id, so none is unknown to it
+            said = "stateless; session=unknown" if mode == "hybrid" else "stateless"
+            assert answer.header("mcp-hybrid-route") == said
 
 
 async def test_all_wrong_ids_get_the_very_same_answer() -> None:
@@ -442,26 +527,37 @@ async def test_the_gates_refuse_alike_in_every_mode_and_keep_nothing(mode: str, 
         assert len(setup.registry) == 0
 
 
-async def test_gates_are_passed_in_their_order() -> None:
-    # Each request breaks all gates from one on; the first broken one answers.
-    broken = [
-        ("POST", ("host", "evil.example.com"), 421),
-        ("POST", ("origin", "http://evil.example.com"), 403),
-        ("POST", ("x-user", "nobody"), 401),
-        ("PUT", ("mcp-name", "a"), 405),
-        ("POST", ("mcp-name", "b"), 400),
-        ("POST", ("content-type", "text/plain"), 413),
-        ("POST", ("accept", "text/html"), 415),
+ORDER = [
+    ("host", 421, -32600),
+    ("origin", 403, -32600),
+    ("credential", 401, -32600),
+    ("method", 405, -32600),
+    ("routing header twice", 400, -32020),
+    ("size", 413, -32600),
+    ("content type", 415, -32600),
+    ("accept", 406, -32600),
+    ("JSON", 400, -32700),
+    ("message", 400, -32600),
+]
+
+
+@pytest.mark.parametrize("first", range(len(ORDER)), ids=[gate for gate, _, _ in ORDER])
+async def test_gates_are_passed_in_their_order(first: int) -> None:
+    # The request breaks all gates from one on; the first broken one answers.
+    broken = {gate for gate, _, _ in ORDER[first:]}
+    headers = [
+        ("content-type", "text/plain" if "content type" in broken else "application/json"),
+        *([("host", "evil.example.com")] if "host" in broken else []),
+        *([("origin", "http://evil.example.com")] if "origin" in broken else []),
+        *([("x-user", "nobody")] if "credential" in broken else []),
+        *([("mcp-name", "a"), ("mcp-name", "a")] if "routing header twice" in broken else []),
+        *([("accept", "text/html")] if "accept" in broken else []),
     ]
+    body = b"{" * 20 if "size" in broken else b"{" if "JSON" in broken else b"7"
+    _, status, code = ORDER[first]
     async with running(users=True, limits={"body": 10}) as setup:
-        for first in range(len(broken)):
-            method, _, status = broken[first]
-            headers = [header for _, header, _ in broken[first:]]
-            if first < 5:
-                headers.append(("mcp-name", "c"))
-            body = b"{" * 20 if first < 6 else b"{"
-            answer = await setup.client.request(method, "/mcp", headers, body)
-            assert answer.status == status, (first, answer)
+        answer = await setup.client.request("PUT" if "method" in broken else "POST", "/mcp", headers, body)
+        assert (answer.status, answer.json()["error"]["code"]) == (status, code)
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "application/*", "application/json, text/event-stream;q=0"])
@@ -475,3 +571,44 @@ async def test_options_is_answered_with_what_the_endpoint_serves() -> None:
     async with running() as setup:
         answer = await setup.client.request("OPTIONS", "/mcp")
         assert (answer.status, answer.header("allow")) == (204, "GET, POST, DELETE, OPTIONS")
+
+
+LEFT = pytest.mark.parametrize(
+    ("mode", "sent"),
+    [("stateless", "none"), ("stateless", "valid"), ("hybrid", "none"), ("hybrid", "valid"), ("stateful", "valid")],
+)
+
+
+@LEFT
+async def test_a_call_whose_client_has_gone_runs_on_to_its_end(mode: str, sent: str, autojump_clock: object) -> None:
+    async with running(users=True, mode=mode, sessions={"keys": [KEY]}) as setup:
+        async with left_waiting(setup, await make_id(setup, sent)) as exchange:
+            await anyio.sleep(60)
+            assert exchange.running
+            setup.example.release()
+            await exchange.finished()
+        assert (setup.example.finished, setup.example.cancelled) == (["wait"], [])
+
+
+@LEFT
+async def test_a_call_whose_client_has_gone_is_stopped_when_its_time_is_over(
+    mode: str, sent: str, autojump_clock: object
+) -> None:
+    async with running(users=True, mode=mode, sessions={"keys": [KEY]}, request_timeout=100) as setup:
+        started = anyio.current_time()
+        async with left_waiting(setup, await make_id(setup, sent)) as exchange:
+            await setup.example.until_over("wait")
+            assert anyio.current_time() - started == pytest.approx(100, abs=1)
+            await exchange.finished()
+        assert setup.example.cancelled == ["wait"]
+        assert not any(live.busy for live in setup.registry.sessions())
+
+
+@asynccontextmanager
+async def left_waiting(setup: Setup, session: str | None) -> AsyncIterator[Exchange]:
+    """Call a tool that waits, and go as soon as it does."""
+    headers = mcp.headers(session, mcp.LEGACY)
+    async with setup.client.stream("POST", "/mcp", headers, mcp.body(mcp.tool("wait"))) as exchange:
+        await setup.example.until_started("wait")
+        await exchange.disconnect()
+        yield exchange
