@@ -39,12 +39,7 @@ DOCUMENTS = [
     "README.md",
     "CHANGELOG.md",
     "benchmarks/README.md",
-    "docs/authentication.md",
-    "docs/deploying.md",
-    "docs/design.md",
-    "docs/operating.md",
-    "docs/rough-edges.md",
-    "docs/security.md",
+    *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
 ]
 CODE = re.compile(
     r"^(?:<!-- (?P<kind>\w+): (?P<name>[\w.-]+) -->\n)?```(?P<language>\w*)\n(?P<text>.*?)^```$",
@@ -55,8 +50,11 @@ BLOCKS = {found["name"]: found["text"] for found in CODE.finditer(README)}
 OTHERS_OPTIONS = {
     *("--quiet", "--now", "--since", "--fail-with-body"),  # pip, systemctl, journalctl, curl
     *("--file", "--tag", "--build", "--detach", "--config"),  # Docker, Caddy
+    *("--graceful-timeout", "--spec-version"),  # Hypercorn, the conformance suite
 }
 """Options of other programs that the documents use."""
+SCRIPTS_VARIABLE = "MCP_HYBRID_CACHE"
+"""Where scripts of this repository keep what they download: no setting of the server's."""
 SET_UP = 300.0
 """Seconds that `make serve` may take: it makes a virtual environment and downloads what is needed."""
 
@@ -320,7 +318,8 @@ def known_options() -> set[str]:
     ours = {option for each in every for parameter in each.params for option in parameter.opts}
     scripts = {
         option
-        for script in (ROOT / "benchmarks").glob("*.py")
+        for folder in ("benchmarks", "tools")
+        for script in (ROOT / folder).glob("*.py")
         for option in re.findall(r'add_argument\("(--[a-z-]+)"', script.read_text(encoding="utf-8"))
     }
     inspector = {"--cli", "--method"}
@@ -339,12 +338,12 @@ def test_every_option_and_command_that_is_named_exists(document: str) -> None:
 def test_every_setting_that_is_named_exists(document: str) -> None:
     code = in_code(text_of(document))
     sections = {key.partition(".")[0] for key in FIELDS if "." in key}
-    dotted = {word for each in code for word in re.findall(r"(?<![\w./`])(\w+\.\w+)(?![\w(])", each)}
+    dotted = {word for each in code for word in re.findall(r"(?<![\w./`])(\w+\.[a-z]\w*)(?![\w(])", each)}
     assert {word for word in dotted if word.partition(".")[0] in sections} <= {*FIELDS, "server.py", "app.py"}
     assigned = {found[1] for each in code if (found := re.fullmatch(r"(\w+) = \S+", each))}
     assert assigned <= set(FIELDS)
     variables = {name for each in code for name in re.findall(r"MCP_HYBRID_[A-Z_]+[A-Z]", each)}
-    assert variables <= {CONFIG_VARIABLE, *map(variable, FIELDS)}
+    assert variables <= {CONFIG_VARIABLE, SCRIPTS_VARIABLE, *map(variable, FIELDS)}
 
 
 def test_every_setting_the_readme_names_without_a_section_exists() -> None:
