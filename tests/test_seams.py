@@ -16,10 +16,12 @@ import pytest
 from fastmcp.server.auth import RemoteAuthProvider
 from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
 from mcp.server import MCPServer
+from mcp.server._otel import OpenTelemetryMiddleware
 from mcp.server.auth.middleware.auth_context import auth_context_var, get_access_token
 from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend
 from mcp.server.auth.provider import principal_components
 from mcp.server.connection import Connection
+from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.request_state import AESGCMRequestStateCodec, RequestStateBoundary, RequestStateSecurity
 from mcp.server.runner import ServerRunner, aclose_shielded, serve_one
@@ -37,7 +39,8 @@ from harness.example import Example
 from harness.guarded import Opaque, own
 from mcp_hybrid.exchange.context import ExchangeContext
 from mcp_hybrid.security.metadata import WELL_KNOWN
-from mcp_hybrid.sessions.connection import SessionConnection
+from mcp_hybrid.service.kernel import UntracedRunner
+from mcp_hybrid.sessions.connection import SessionConnection, alone
 from mcp_hybrid.sessions.record import SessionRecord
 
 PACKAGE = Path(mcp_hybrid.__file__).parent
@@ -46,12 +49,13 @@ ROOMS = {
     # room: the rooms it may import. Data flows one way; a lower room never imports a higher one.
     "errors": set(),
     "counts": set(),
+    "clock": set(),
     "routing": {"errors"},
     "security": {"errors", "routing"},
     "backplane": {"errors"},
-    "sessions": {"errors", "counts", "routing", "security", "backplane"},
-    "exchange": {"errors", "counts", "routing", "security", "backplane", "sessions"},
-    "service": {"errors", "counts", "routing", "security", "backplane", "sessions", "exchange"},
+    "sessions": {"errors", "counts", "clock", "routing", "security", "backplane"},
+    "exchange": {"errors", "counts", "clock", "routing", "security", "backplane", "sessions"},
+    "service": {"errors", "counts", "clock", "routing", "security", "backplane", "sessions", "exchange"},
     "telemetry": {"errors", "counts", "routing", "backplane", "settings"},
     "operator": {"errors", "routing", "security", "backplane", "service", "settings", "telemetry"},
 }
@@ -122,12 +126,41 @@ def test_the_lean_connection_has_all_that_the_sdks_has() -> None:
 
 
 def test_the_kernel_is_called_with_a_context_a_method_and_params() -> None:
-    # service/kernel.py hands these over by position and keyword.
-    assert list(inspect.signature(serve_one).parameters) == [
-        "server", "dctx", "method", "params", "connection", "lifespan_state",
-    ]  # fmt: skip
+    # service/kernel.py: serve_once does what the SDK's serve_one does, and cleans up only where there is something to.
+    alone = inspect.getsource(serve_one)
+    assert "runner = ServerRunner(server, connection, lifespan_state)" in alone
+    assert "await runner.on_request(dctx, method, params)" in alone
+    assert "await aclose_shielded(connection)" in alone
     assert [*inspect.signature(ServerRunner).parameters][:3] == ["server", "connection", "lifespan_state"]
     assert list(inspect.signature(aclose_shielded).parameters) == ["connection"]
+
+
+async def test_the_kernel_without_spans_runs_all_other_middleware_in_the_sdks_order() -> None:
+    # service/kernel.py: UntracedRunner
+    server: Server[Any] = Server("any")
+    assert [type(each) for each in server.middleware] == [OpenTelemetryMiddleware]
+    ran: list[str] = []
+
+    def middleware(name: str) -> Any:
+        async def run(ctx: Any, call_next: Any) -> Any:
+            ran.append(name)
+            return await call_next(ctx)
+
+        return run
+
+    async def handler(_: Any) -> dict[str, Any]:
+        ran.append("handler")
+        return {}
+
+    server.middleware += [middleware("first"), middleware("second")]
+    for runner in (ServerRunner, UntracedRunner):
+        nobody: Any = None
+        context: Any = ServerRequestContext(
+            session=nobody, lifespan_context=None, protocol_version="", method="ping", params=None
+        )
+        ran.clear()
+        await runner(server, alone("2025-11-25"), None)._compose_server_middleware(handler)(context)
+        assert ran == ["first", "second", "handler"]
 
 
 def test_the_context_is_all_that_the_kernel_asks_of_a_transport() -> None:

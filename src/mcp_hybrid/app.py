@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from mcp_hybrid.authentication import Authentication, authentication_for
 from mcp_hybrid.backplane import Backplane, LogLimits, MemoryBackplane
+from mcp_hybrid.clock import now
 from mcp_hybrid.errors import Cause, ConfigurationError, Fault
 from mcp_hybrid.exchange import sse
 from mcp_hybrid.exchange.changes import end_listening, shared_changes
@@ -145,7 +146,7 @@ class HybridApp:
             security.allowed_hosts, (*security.allowed_origins, *self.settings.cors.allowed_origins)
         )
         bounds = self.settings.limits.bounds()
-        self._door = Door(bounds, anyio.current_time) if bounds != Bounds() else None
+        self._door = Door(bounds, now) if bounds != Bounds() else None
         self._patience: Patience | None = None
         self._metrics = make_metrics()
         self._observer = Observer(self._server, self._metrics, self.settings.path)
@@ -236,7 +237,12 @@ class HybridApp:
         """
         if self._service is not None:
             raise RuntimeError("the application is running already: its lifespan is entered once")
-        timers = Timers(Delay(self.settings.stream_after), Delay(sse.KEEP_ALIVE_INTERVAL), Delay(WATCH_AFTER))
+        timers = Timers(
+            Delay(self.settings.stream_after),
+            Delay(sse.KEEP_ALIVE_INTERVAL),
+            Delay(WATCH_AFTER),
+            Delay(self.settings.request_timeout),
+        )
         async with (
             self._server.lifespan(self._server) as state,
             anyio.create_task_group() as tasks,
@@ -252,13 +258,13 @@ class HybridApp:
                 timers,
                 _spawner(tasks),
                 policy=self.settings.progress,
-                request_timeout=self.settings.request_timeout,
+                traced=self._observer.traced,
             )
             registry.make_outbound = kernel.make_outbound
             kernel.request_state = shared_request_state(self._server, self.settings.sessions.decoded_keys())
             service = Service(kernel)
             await tasks.start(backplane.run, service.words.on_signal)
-            for delay in (timers.stream_after, timers.keep_alive, timers.watch):
+            for delay in timers:
                 tasks.start_soon(delay.run)
             tasks.start_soon(self._sweep, registry)
             self._patience = Patience(self.settings.limits.body_time, _spawner(tasks))

@@ -149,6 +149,8 @@ class Held(BaseModel):
 @server.tool()
 async def held() -> Held:
     """Say how many sessions are live and how many tasks are running."""
-    # No object of this program's leads to the application that serves it.
+    # No object of this program's leads to the application that serves it; and the server has frozen what was there when
+    # it started, which hides it from the collector.
+    gc.unfreeze()
     (registry,) = (found for found in gc.get_objects() if isinstance(found, Registry))
     return Held(sessions=len(registry), tasks=trio.lowlevel.current_statistics().tasks_living)

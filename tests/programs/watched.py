@@ -56,10 +56,12 @@ async def tell(ctx: Context, text: str) -> str:
 @server.tool()
 async def vitals() -> Vitals:
     """Collect garbage, and count what is left."""
+    gc.unfreeze()  # the server has frozen what was there when it started, which hides it from the collector
     gc.collect()
     # No object of this program's leads to the application that serves it.
-    held = sum(len(found) for found in gc.get_objects() if isinstance(found, Registry))
-    return Vitals(pid=os.getpid(), tasks=trio.lowlevel.current_statistics().tasks_living, sessions=held)
+    (registry,) = (found for found in gc.get_objects() if isinstance(found, Registry))
+    sessions, tasks = len(registry), trio.lowlevel.current_statistics().tasks_living
+    return Vitals(pid=os.getpid(), tasks=tasks, sessions=sessions)
 
 
 @server.tool()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -25,9 +26,13 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from mcp_hybrid.errors import REQUEST_CANCELLED, SERVER_BUSY, error_body
 from mcp_hybrid.exchange.context import ExchangeContext, current
+from mcp_hybrid.exchange.timers import Delay
 from mcp_hybrid.sessions.live import Interruption
 
 log = structlog.get_logger("mcp_hybrid")
+
+Handler = Callable[[], Awaitable[Mapping[str, Any]]]
+"""Makes a request's result."""
 
 _RETIRED: Final = {-32002: INVALID_PARAMS}
 """A code of earlier revisions that 2026-07-28 forbids (requirement J8), and what says the same there."""
@@ -50,23 +55,24 @@ class Outcome:
 
 
 async def run(
-    handler: Callable[[], Awaitable[Mapping[str, Any]]],
+    handler: Handler,
     context: ExchangeContext,
     request_id: RequestId,
     *,
     running: set[ExchangeContext],
     modern: bool,
-    limit: float = math.inf,
+    limit: Delay | None,
 ) -> Outcome:
-    """Run a handler to its outcome, for at most `limit` seconds. It is among `running` meanwhile.
+    """Run a handler to its outcome, for at most as long as `limit`. It is among `running` meanwhile.
 
     Never raises but for cancellation from outside (the server stops). What went wrong inside a handler that is not
     meant for the client is logged here and nowhere else told.
     """
     token = current.set(context)
     running.add(context)
+    alarm = limit.add(partial(context.interrupt, Interruption.TIMED_OUT)) if limit is not None else None
     try:
-        with anyio.CancelScope(deadline=anyio.current_time() + limit) as scope:
+        with anyio.CancelScope() as scope:
             context.enter(scope)
             result = await handler()
             if context.interrupted is None:
@@ -75,10 +81,12 @@ async def run(
         if context.interrupted is None:
             return _failure(request_id, exc, modern=modern)
     finally:
+        if alarm is not None:
+            alarm.cancel()
         context.close()
         running.discard(context)
         current.reset(token)
-    return _interruption(request_id, context.interrupted or Interruption.TIMED_OUT, limit)
+    return _interruption(request_id, context.interrupted, limit.seconds if limit is not None else math.inf)
 
 
 def _result(request_id: RequestId, result: Mapping[str, Any]) -> bytes:
@@ -121,7 +129,7 @@ _WHY: Final = {
 }
 
 
-def _interruption(request_id: RequestId, why: Interruption, limit: float) -> Outcome:
+def _interruption(request_id: RequestId, why: Interruption | None, limit: float) -> Outcome:
     """Return the outcome of a request that was stopped.
 
     A cancelled one should not be answered (C1), but at these revisions an HTTP exchange ends with a response, and a
@@ -129,7 +137,10 @@ def _interruption(request_id: RequestId, why: Interruption, limit: float) -> Out
     """
     if why is Interruption.CLIENT_GONE:
         return Outcome(None)
-    code, message = _WHY.get(why, (INTERNAL_ERROR, f"The request was stopped after {limit:g} s, the server's limit."))
+    if why is None or why not in _WHY:
+        code, message = INTERNAL_ERROR, f"The request was stopped after {limit:g} s, the server's limit."
+    else:
+        code, message = _WHY[why]
     return Outcome(error_body(request_id, code, message), 200, code, message)
 
 

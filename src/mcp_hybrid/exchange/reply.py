@@ -11,6 +11,7 @@ its own writes it: the tool that reports progress must not wait for a client tha
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import anyio
 import anyio.lowlevel
 from starlette.types import Send
 
+from mcp_hybrid.clock import now
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.exchange import sse
 from mcp_hybrid.exchange.timers import Alarm, Delay
@@ -36,6 +38,12 @@ BACKLOG: Final = 256
 YIELDS: Final = 12
 """Scheduler turns that a reporter gives the writer. A write that need not wait for the client is through within them
 (Hypercorn takes three or four); one that is not through waits for the client, and then the reporter waits no more."""
+
+BURST_TIME: Final = 0.001
+"""Seconds after which a reporter gives the writer these turns again: what is reported meanwhile is written at once."""
+
+BURST: Final = 32
+"""Values that may be reported in that time before the writer is given its turns all the same."""
 
 
 class Journal(Protocol):
@@ -90,6 +98,11 @@ class Reply:
         self._state = _State.OPEN
         self._queue: deque[_Item] = deque()
         self._progress: _Item | None = None
+        """The newest value, if it is the last in the queue."""
+        self._uncounted = 0
+        """Values in the queue that are not in the figures yet."""
+        self._yielded = -math.inf
+        """When a reporter last gave the writer its turns."""
         self._writing = False
         self._finished = False
         self._wire_open = True
@@ -135,26 +148,32 @@ class Reply:
             await self._room.wait()
 
     async def push_progress(self, message: bytes) -> None:
-        """Send a progress notification; only the newest is kept while the one before is being written.
+        """Send a progress notification; only the newest is kept while something is being written.
 
-        Gives the writer a few turns, so that a client that keeps up is sent every value even if the tool never pauses.
+        Gives the writer a few turns now and then, so that a client that keeps up is sent every value even if the tool
+        never pauses.
         """
         if self._finished or not self._form.streams:
             return
         self.commit()
-        if self._progress is not None:
+        if self._writing and self._progress is not None:
             # It is the last in the queue: whatever else is put there ends its being the newest.
             self._progress.data = message
             self._counts.add(Count.PROGRESS_COALESCED)
             await anyio.lowlevel.checkpoint()
             return
-        self._counts.add(Count.PROGRESS_SENT)
+        self._uncounted += 1
         self._progress = _Item(message)
         self._enqueue(self._progress)
+        if now() - self._yielded >= BURST_TIME or len(self._queue) >= BURST:
+            await self._let_write()
+
+    async def _let_write(self) -> None:
         for _ in range(YIELDS):
             await anyio.lowlevel.checkpoint()
             if not self._queue and not self._writing:
                 break
+        self._yielded = now()
 
     def close_early(self) -> None:
         """End the HTTP answer before the result (requirement E6); the client comes back for the rest by event id."""
@@ -217,11 +236,11 @@ class Reply:
         assert self._written is not None
         try:
             await self._send_event({"type": "http.response.start", "status": 200, "headers": self._stream_headers()})
-            if self._primed and self._journal is not None and (first := await self._journal.record(b"")) is not None:
-                await self._send_bytes(sse.priming_event(first))
-            while not (self._finished and not self._queue):
-                if self._queue:
-                    await self._write_item(self._queue.popleft())
+            first = await self._priming_event()
+            while first or self._queue or not self._finished:
+                if first or self._queue:
+                    await self._write_queue(first)
+                    first = b""
                 else:
                     self._wake = anyio.Event()
                     await self._wake.wait()
@@ -236,18 +255,33 @@ class Reply:
                 self._room.set()
             self._written.set()
 
-    async def _write_item(self, item: _Item) -> None:
-        if item is self._progress:
-            self._progress = None  # a newer value must not take the place of one that is on its way
+    async def _priming_event(self) -> bytes:
+        if not self._primed or self._journal is None:
+            return b""
+        event_id = await self._journal.record(b"")
+        return sse.priming_event(event_id) if event_id is not None else b""
+
+    async def _write_queue(self, first: bytes) -> None:
+        """Write what waits, in one go, and something that comes first."""
+        self._progress = None  # a newer value must not take the place of one that is on its way
         self._writing = True
+        if self._uncounted:
+            self._counts.add(Count.PROGRESS_SENT, self._uncounted)
+            self._uncounted = 0
+        pieces = [first]
+        last = False
         try:
-            if item is _CLOSE:
-                await self._close_wire()
-            elif item is _PING:
-                await self._send_bytes(sse.KEEP_ALIVE)
-            else:
-                event_id = await self._journal.record(item.data) if self._journal is not None else None
-                await self._send_bytes(sse.event(item.data, event_id))
+            for _ in range(len(self._queue)):  # not what comes meanwhile, or nothing would ever be written
+                item = self._queue.popleft()
+                if item is _CLOSE:
+                    last = True
+                    break
+                if item is _PING:
+                    pieces.append(sse.KEEP_ALIVE)
+                else:
+                    event_id = await self._journal.record(item.data) if self._journal is not None else None
+                    pieces.append(sse.event(item.data, event_id))
+            await self._send_bytes(b"".join(pieces), last=last)
         finally:
             self._writing = False
             if self._room is not None and len(self._queue) < BACKLOG:
@@ -257,14 +291,11 @@ class Reply:
     def _stream_headers(self) -> list[tuple[bytes, bytes]]:
         return [*sse.HEADERS, *self._headers]
 
-    async def _close_wire(self) -> None:
+    async def _send_bytes(self, data: bytes, *, last: bool = False) -> None:
         if self._wire_open:
-            await self._send_event({"type": "http.response.body", "body": b"", "more_body": False})
-        self._wire_open = False
-
-    async def _send_bytes(self, data: bytes) -> None:
-        if self._wire_open:
-            await self._send_event({"type": "http.response.body", "body": data, "more_body": True})
+            await self._send_event({"type": "http.response.body", "body": data, "more_body": not last})
+        if last:
+            self._wire_open = False
 
     async def _send_event(self, event: dict[str, Any]) -> None:
         try:

@@ -286,12 +286,15 @@ async def _follow(send: Send, backplane: Backplane, stream: StreamKey, after: st
         if entries is None:
             await send({"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True})
             continue
+        frames: list[bytes] = []
         for entry, data in entries:
-            if data is None:
-                return
-            after = entry
-            frame = sse.event(data, event_id(stream, entry)) if data else sse.priming_event(event_id(stream, entry))
-            await send({"type": "http.response.body", "body": frame, "more_body": True})
+            if data is not None:
+                after, id_ = entry, event_id(stream, entry)
+                frames.append(sse.event(data, id_) if data else sse.priming_event(id_))
+        if frames:
+            await send({"type": "http.response.body", "body": b"".join(frames), "more_body": True})
+        if any(data is None for _, data in entries):
+            return
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -11,6 +11,8 @@ from itertools import takewhile
 
 import anyio
 
+from mcp_hybrid.clock import now
+
 
 class Alarm:
     """One thing that is due at a time. Must not raise and must not block."""
@@ -32,13 +34,13 @@ class Delay:
     """Calls back `seconds` after it was asked to. One task for all; it sleeps for good while nothing is waiting."""
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self.seconds = seconds
         self._line: dict[Alarm, None] = {}  # in order; what is cancelled leaves at once, wherever it stands
         self._added: anyio.Event | None = None
 
     def add(self, ring: Callable[[], None]) -> Alarm:
         """Have `ring` called after the delay."""
-        alarm = Alarm(anyio.current_time() + self._seconds, ring, self._line)
+        alarm = Alarm(now() + self.seconds, ring, self._line)
         if self._added is not None:
             self._added.set()
             self._added = None
@@ -49,7 +51,7 @@ class Delay:
         while True:
             if not self._line:
                 # Linger for one delay first: under load the line is empty for moments only.
-                await anyio.sleep(self._seconds)
+                await anyio.sleep(self.seconds)
             if not self._line:
                 self._added = anyio.Event()
                 await self._added.wait()
@@ -59,8 +61,8 @@ class Delay:
                 self._ring_due()
 
     def _ring_due(self) -> None:
-        now = anyio.current_time()
-        for alarm in list(takewhile(lambda alarm: alarm.due <= now, self._line)):
+        time = now()
+        for alarm in list(takewhile(lambda alarm: alarm.due <= time, self._line)):
             if alarm in self._line:  # not cancelled by one that rang before it
                 alarm.cancel()
                 alarm.ring()

@@ -28,25 +28,39 @@ from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.worker_context import EventWrapper
-from hypercorn.typing import H11SendableEvent
+from hypercorn.typing import ASGISendEvent, H11SendableEvent
 
 _LOOK: Final = 0.01
 """Seconds between two looks at whether everything has been written."""
 
 
+class HardenedHTTPStream(HTTPStream):
+    """One request and its answer, which tells a part of a body that is the last from others."""
+
+    is_last = False
+
+    async def app_send(self, message: ASGISendEvent | None) -> None:
+        """Take what the application says."""
+        self.is_last = (
+            message is not None and message["type"] == "http.response.body" and not message.get("more_body", False)
+        )
+        await super().app_send(message)
+
+
 class HardenedH11Protocol(H11Protocol):
     """One HTTP/1.1 connection.
 
-    The head of an answer of a known length is written together with what follows it, and nothing is not written at all:
-    one write for most answers, where Hypercorn makes three.
+    What belongs together is written together: the head of an answer with the first part of its body (until which, by
+    ASGI, it is not sent), and the last part with the end. One write for most answers, where Hypercorn makes three.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._head = b""
-        """The head of an answer whose body is about to come."""
+        self._held = b""
+        """What is written with what follows it."""
 
     async def _send_h11_event(self, event: H11SendableEvent) -> None:
         try:
@@ -55,12 +69,16 @@ class HardenedH11Protocol(H11Protocol):
             if self.connection.their_state != h11.ERROR:
                 raise
             return
-        if isinstance(event, h11.Response) and _has_length(event):
-            self._head = data
+        self._held += data or b""
+        if isinstance(event, h11.Response) or (isinstance(event, h11.Data) and self._is_last):
             return
-        data, self._head = self._head + (data or b""), b""
+        data, self._held = self._held, b""
         if data:
             await self.send(RawData(data))
+
+    @property
+    def _is_last(self) -> bool:
+        return isinstance(self.stream, HardenedHTTPStream) and self.stream.is_last
 
     async def _maybe_recycle(self) -> None:
         with trio.CancelScope(shield=True):  # bounded: what it writes has a time limit of its own
@@ -120,10 +138,6 @@ class HardenedH2Protocol(H2Protocol):
         self._finished = True
         self.connection.close_connection()
         await self._flush()
-
-
-def _has_length(response: h11.Response) -> bool:
-    return any(name == b"content-length" for name, _ in response.headers)
 
 
 def _path(request: h2.events.RequestReceived) -> bytes:

@@ -29,7 +29,7 @@ from hypercorn.typing import AppWrapper, LifespanState
 
 from mcp_hybrid.server.draining import Drain, DrainingContext, Linger
 from mcp_hybrid.server.idle import IdleDeadline
-from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedH11Protocol, HardenedWSStream
+from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedH11Protocol, HardenedHTTPStream, HardenedWSStream
 from mcp_hybrid.server.tasks import HardenedTaskGroup
 from mcp_hybrid.server.wire import wire_of
 from mcp_hybrid.settings import LimitSettings
@@ -170,6 +170,7 @@ def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     hypercorn.trio.tcp_server.TaskGroup = HardenedTaskGroup  # type: ignore[attr-defined]
     context = partial(DrainingContext, drain=drain, linger=linger)
     hypercorn.trio.run.WorkerContext = context  # type: ignore[attr-defined,assignment]
+    hypercorn.protocol.h11.HTTPStream = HardenedHTTPStream  # type: ignore[attr-defined]
     hypercorn.protocol.h11.WSStream = HardenedWSStream  # type: ignore[attr-defined]
     hypercorn.protocol.h2.WSStream = HardenedWSStream  # type: ignore[attr-defined]
     hypercorn.protocol.H11Protocol = HardenedH11Protocol  # type: ignore[attr-defined]

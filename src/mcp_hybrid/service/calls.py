@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import anyio
-from mcp.server.connection import Connection
 from mcp.shared.inbound import InboundModernRoute
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 from starlette.requests import Request as HttpRequest
@@ -16,7 +15,6 @@ from starlette.types import Receive
 from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.exchange import modern
 from mcp_hybrid.exchange.context import MODERN, ExchangeContext
-from mcp_hybrid.exchange.outcome import run
 from mcp_hybrid.exchange.progress import ProgressGate
 from mcp_hybrid.exchange.reply import Headers, Reply
 from mcp_hybrid.exchange.standalone import (
@@ -29,6 +27,7 @@ from mcp_hybrid.routing.table import Action, RouteName
 from mcp_hybrid.service.incoming import SESSION_HEADER, Exchange
 from mcp_hybrid.service.kernel import Kernel
 from mcp_hybrid.service.words import Words
+from mcp_hybrid.sessions.connection import alone, enveloped
 from mcp_hybrid.sessions.live import Interruption, LiveSession
 from mcp_hybrid.sessions.seal import TooLargeToSealError
 
@@ -44,11 +43,10 @@ class Calls:
         """Answer the handshake, and offer a session where there are any."""
         request = exchange.message
         assert isinstance(request, Request)
-        connection = Connection.from_envelope(LATEST_HANDSHAKE_VERSION, None, None)
+        connection = alone(LATEST_HANDSHAKE_VERSION)
         context = ExchangeContext(None, request.id, ProgressGate(None), self._kernel.metadata(exchange))
         handler = partial(self._kernel.serve_once, context, connection, request.method, request.params)
-        running, limit = self._kernel.running, self._kernel.request_timeout
-        outcome = await run(handler, context, request.id, running=running, modern=False, limit=limit)
+        outcome = await self._kernel.run(handler, context, request.id)
         extra: Headers = ()
         if outcome.error_code is None and exchange.route.action is Action.OFFER_SESSION:
             assert connection.client_params is not None
@@ -106,9 +104,7 @@ class Calls:
         if fault is not None:
             return fault
         reply = self._kernel.reply(exchange)
-        connection = Connection.from_envelope(
-            verdict.protocol_version, verdict.client_info, verdict.client_capabilities
-        )
+        connection = enveloped(verdict.protocol_version, verdict.client_info, verdict.client_capabilities)
         context = ExchangeContext(
             reply,
             request.id,
@@ -127,7 +123,6 @@ class Calls:
             handler = partial(modern.discover, handler)
         else:
             handler = partial(modern.ask_what_was_declared, handler, connection.client_capabilities)
-        limit = float("inf") if listening else self._kernel.request_timeout
         watching = anyio.CancelScope()
         watch = self._kernel.timers.watch.add(
             partial(self._kernel.spawn, partial(_watch, exchange.receive, context, watching))
@@ -138,7 +133,7 @@ class Calls:
         # A call that says nothing for long becomes a stream, or a proxy would cut it, which would cancel it.
         alive = self._kernel.timers.keep_alive.add(reply.commit)
         try:
-            outcome = await run(handler, context, request.id, running=self._kernel.running, modern=True, limit=limit)
+            outcome = await self._kernel.run(handler, context, request.id, modern=True, limited=not listening)
         finally:
             watch.cancel()
             alive.cancel()
@@ -150,9 +145,7 @@ class Calls:
     async def _list_tools(
         self, exchange: Exchange, request: Request, verdict: InboundModernRoute, params: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        connection = Connection.from_envelope(
-            verdict.protocol_version, verdict.client_info, verdict.client_capabilities
-        )
+        connection = enveloped(verdict.protocol_version, verdict.client_info, verdict.client_capabilities)
         context = ExchangeContext(None, request.id, ProgressGate(None), self._kernel.metadata(exchange), refusal=MODERN)
         return await self._kernel.serve_once(context, connection, "tools/list", params)
 

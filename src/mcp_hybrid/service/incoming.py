@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from starlette.types import Receive, Scope, Send
 
@@ -57,11 +57,12 @@ class Exchange:
         return ((ROUTE_HEADER, name.encode()), *extra, *self.headers)
 
 
-@dataclass(frozen=True, slots=True)
-class Timers:
+class Timers(NamedTuple):
     """The delays of a running server."""
 
     stream_after: Delay
     keep_alive: Delay
     watch: Delay
     """How long a modern call runs before somebody watches whether its client is still there."""
+    request: Delay
+    """How long a call may take."""

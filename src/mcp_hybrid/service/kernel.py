@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import anyio
+from mcp.server._otel import OpenTelemetryMiddleware
 from mcp.server.connection import Connection
+from mcp.server.context import CallNext
 from mcp.server.lowlevel.server import Server
-from mcp.server.runner import ServerRunner, aclose_shielded, serve_one
+from mcp.server.runner import ServerRunner
 from mcp.shared.message import ServerMessageMetadata
 from mcp_types import RequestId
 from mcp_types.version import is_version_at_least
@@ -20,7 +22,7 @@ from mcp_hybrid.backplane import Backplane, StreamKey
 from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import REQUEST_CANCELLED
 from mcp_hybrid.exchange.context import ExchangeContext
-from mcp_hybrid.exchange.outcome import Outcome, run
+from mcp_hybrid.exchange.outcome import Handler, Outcome, run
 from mcp_hybrid.exchange.progress import ProgressGate
 from mcp_hybrid.exchange.reply import Headers, Reply, Spawn
 from mcp_hybrid.exchange.request_state import SharedRequestState
@@ -32,11 +34,23 @@ from mcp_hybrid.routing.message import Notification, Request
 from mcp_hybrid.routing.modes import ProgressPolicy
 from mcp_hybrid.routing.progress import Progress, decide_progress
 from mcp_hybrid.service.incoming import Exchange, Timers
+from mcp_hybrid.sessions.connection import LeanConnection, alone
 from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.registry import Registry
 
 RESUMABLE_SINCE: Final = "2025-11-25"
 """The revision that lets a server end a call's stream early, and that knows priming events (requirements E6, E7)."""
+
+
+class UntracedRunner(ServerRunner[Any]):
+    """The SDK's kernel, without its spans: for a process in which nobody takes them."""
+
+    def _compose_server_middleware(self, inner: CallNext) -> CallNext:
+        call = inner
+        for middleware in reversed(self.server.middleware):
+            if not isinstance(middleware, OpenTelemetryMiddleware):
+                call = partial(middleware, call_next=call)
+        return call
 
 
 class Kernel:
@@ -52,15 +66,16 @@ class Kernel:
         spawn: Spawn,
         *,
         policy: ProgressPolicy,
-        request_timeout: float,
+        traced: bool,
     ) -> None:
+        """Run requests to `server`. `traced` says whether anybody takes the SDK's spans."""
         self.server = server
         self.registry = registry
         self.backplane = backplane
         self.timers = timers
         self.spawn = spawn
         self.policy = policy
-        self.request_timeout = request_timeout
+        self.request_timeout = timers.request.seconds
         self.running: set[ExchangeContext] = set()
         """The requests whose handlers run now, of all routes."""
         self.following: set[anyio.CancelScope] = set()
@@ -68,22 +83,39 @@ class Kernel:
         self.request_state: SharedRequestState | None = None
         """Makes the state of calls that ask back good on every worker, where there is a key to do it with."""
         self._state = lifespan_state
+        self._runner_class = ServerRunner if traced else UntracedRunner
 
-    def serve_once(
-        self, context: ExchangeContext, connection: Connection, method: str, params: Mapping[str, Any] | None
-    ) -> Awaitable[dict[str, Any]]:
-        """Handle one request on a connection of its own."""
-        return serve_one(self.server, context, method, params, connection=connection, lifespan_state=self._state)
+    async def serve_once(
+        self, context: ExchangeContext, connection: LeanConnection, method: str, params: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Handle one request on a connection of its own, and clean up what the application has left on it."""
+        try:
+            return await self._runner(connection).on_request(context, method, params)
+        finally:
+            await connection.clean_up()
+
+    async def run(
+        self,
+        handler: Handler,
+        context: ExchangeContext,
+        request_id: RequestId,
+        *,
+        modern: bool = False,
+        limited: bool = True,
+    ) -> Outcome:
+        """Run a handler to its outcome, for at most `request_timeout` if its time is `limited`."""
+        limit = self.timers.request if limited else None
+        return await run(handler, context, request_id, running=self.running, modern=modern, limit=limit)
 
     async def run_stateless(self, exchange: Exchange, request: Request, reply: Reply) -> Outcome:
         """Run a request that has no session: nothing is known of the client, and nothing is kept."""
-        connection = Connection.from_envelope(exchange.route.version, None, None)
+        connection = alone(exchange.route.version)
         carries = self.policy is ProgressPolicy.ALWAYS
         context = ExchangeContext(
             reply, request.id, self.gate(exchange, request), self.metadata(exchange), carries=carries
         )
         handler = partial(self.serve_once, context, connection, request.method, request.params)
-        return await run(handler, context, request.id, running=self.running, modern=False, limit=self.request_timeout)
+        return await self.run(handler, context, request.id)
 
     async def run_in_session(self, exchange: Exchange, session: LiveSession, request: Request, reply: Reply) -> Outcome:
         """Run a request in its session, which it keeps from hibernating meanwhile."""
@@ -94,9 +126,7 @@ class Kernel:
         alarm = self.timers.stream_after.add(reply.commit)
         try:
             handler = partial(self._runner(session.connection).on_request, context, request.method, request.params)
-            return await run(
-                handler, context, request.id, running=self.running, modern=False, limit=self.request_timeout
-            )
+            return await self.run(handler, context, request.id)
         finally:
             alarm.cancel()
             del session.calls[request.id]
@@ -104,11 +134,11 @@ class Kernel:
 
     async def notify_stateless(self, exchange: Exchange, message: Notification) -> None:
         """Let the server's own handlers see a notification; there is no call and no session it could act on."""
-        connection = Connection.from_envelope(exchange.route.version, None, None)
+        connection = alone(exchange.route.version)
         try:
             await self.handle_notification(exchange, connection, message)
         finally:
-            await aclose_shielded(connection)
+            await connection.clean_up()
 
     async def handle_notification(self, exchange: Exchange, connection: Connection, message: Notification) -> None:
         """Let the server's own handlers see a notification."""
@@ -122,7 +152,7 @@ class Kernel:
 
     def _runner(self, connection: Connection) -> ServerRunner[Any]:
         """Return the SDK's kernel for a connection. It holds nothing of its own, and is made for each message."""
-        return ServerRunner(self.server, connection, self._state)
+        return self._runner_class(self.server, connection, self._state)
 
     def reply(self, exchange: Exchange, extra: Headers = ()) -> Reply:
         """Return the answer to a request that nobody can come back for."""

@@ -14,6 +14,7 @@ import anyio
 from pydantic_core import from_json, to_json
 
 from mcp_hybrid.backplane import Backplane, Signal, SignalKind
+from mcp_hybrid.clock import now
 from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.registry import Registry
 
@@ -152,7 +153,7 @@ class RollCall:
             client_version=params.client_info.version,
             protocol=session.record.version,
             issued=session.record.issued,
-            idle=round(anyio.current_time() - session.last_used, 3),
+            idle=round(now() - session.last_used, 3),
             calls=len(session.calls),
             questions=len(session.questions),
             stream=session.close_stream is not None,

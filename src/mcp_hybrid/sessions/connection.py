@@ -1,30 +1,40 @@
 """The SDK's `Connection`, made to cost little while nothing happens on it.
 
-A server holds one for each live session, most of them idle. What a connection may need but most never use (the exit
-stack, the scratch state) is made when it is asked for.
+A server holds one for each live session, most of them idle, and makes one for each request without a session. What a
+connection may need but most never use (the exit stack, the scratch state) is made when it is asked for.
 """
 
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Final
 
 import anyio
 from mcp.server.connection import Connection
+from mcp.server.runner import aclose_shielded
 from mcp.shared.dispatcher import Outbound
+from mcp_types import InitializeRequestParams
 
 from mcp_hybrid.sessions.record import SessionRecord
 
 
-class SessionConnection(Connection):
-    """A connection whose handshake is over: only a client that has the InitializeResult can echo its session id."""
+class LeanConnection(Connection):
+    """A connection that no handshake is going to be made on: it was made before, or the protocol has none."""
 
-    def __init__(self, outbound: Outbound, session_id: str, record: SessionRecord) -> None:
+    def __init__(
+        self,
+        outbound: Outbound,
+        *,
+        protocol_version: str,
+        session_id: str | None = None,
+        client_params: InitializeRequestParams | None = None,
+    ) -> None:
         """Set what the base class sets, without what most connections never use (`tests/test_seams.py` compares)."""
         self.outbound = outbound
         self.session_id = session_id
-        self.protocol_version = record.version
-        self.client_params = record.client_params
+        self.protocol_version = protocol_version
+        self.client_capabilities = None
+        self.client_params = client_params
         self._exit_stack: AsyncExitStack | None = None
         self._state: dict[str, Any] | None = None
 
@@ -58,3 +68,32 @@ class SessionConnection(Connection):
     def has_clean_up(self) -> bool:
         """Whether anything was ever left on the exit stack."""
         return self._exit_stack is not None
+
+    async def clean_up(self) -> None:
+        """Run what was left on the exit stack: bounded, shielded from cancellation, and it cannot fail."""
+        if self._exit_stack is not None:
+            await aclose_shielded(self)
+
+
+class SessionConnection(LeanConnection):
+    """The connection of a session. Only a client that has the InitializeResult can echo its session id."""
+
+    def __init__(self, outbound: Outbound, session_id: str, record: SessionRecord) -> None:
+        super().__init__(
+            outbound, protocol_version=record.version, session_id=session_id, client_params=record.client_params
+        )
+
+
+_NO_CHANNEL: Final = Connection.from_envelope("", None, None).outbound
+
+
+def alone(version: str) -> LeanConnection:
+    """Return the connection of one request: nothing is known of its client, and nothing can be sent outside of it."""
+    return LeanConnection(_NO_CHANNEL, protocol_version=version)
+
+
+def enveloped(version: str, client_info: object, client_capabilities: object) -> LeanConnection:
+    """Return the connection of one request that says of its client what an envelope has (2026-07-28)."""
+    connection = LeanConnection.from_envelope(version, client_info, client_capabilities)
+    assert isinstance(connection, LeanConnection)
+    return connection

@@ -89,7 +89,7 @@ class LiveSession:
         self.pins = 0
         """How many reasons an application has to keep the session in this process."""
         self.last_used = 0.0
-        """`anyio.current_time()` of the last request."""
+        """When the last request came (`clock.now`)."""
 
     @property
     def busy(self) -> bool:

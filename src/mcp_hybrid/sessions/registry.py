@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-import anyio
 import structlog
 from mcp.server.runner import aclose_shielded
 from mcp.shared.dispatcher import Outbound
 from mcp_types import InitializeRequestParams
 
 from mcp_hybrid.backplane import Backplane, BackplaneUnavailableError
+from mcp_hybrid.clock import now
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.routing.table import Standing
 from mcp_hybrid.security.owner import ANONYMOUS, Owner
@@ -206,7 +206,7 @@ class Registry:
 
     def touch(self, session: LiveSession) -> None:
         """Note that a session was used just now."""
-        session.last_used = anyio.current_time()
+        session.last_used = now()
         if session.hash in self._live:
             self._live.move_to_end(session.hash)
             if self._of_owner:
@@ -243,7 +243,7 @@ class Registry:
 
     async def sweep(self) -> None:
         """Let the sessions hibernate that have been idle for longer than `idle_timeout`; end those that are too old."""
-        horizon = anyio.current_time() - self._limits.idle_timeout
+        horizon = now() - self._limits.idle_timeout
         idle: list[LiveSession] = []
         for session in self._live.values():
             if session.last_used > horizon:

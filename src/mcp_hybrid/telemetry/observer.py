@@ -53,6 +53,11 @@ class Observer:
         self._metrics.start()
         self._tracing = make_tracing(self._path)
 
+    @property
+    def traced(self) -> bool:
+        """Whether anybody takes spans."""
+        return self._tracing is not None
+
     def stop(self) -> None:
         """Note that the application has ended."""
         self._metrics.stop()
