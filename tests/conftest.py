@@ -7,8 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from harness import skipping
 from harness.redis import RedisServer, redis_server
 from mcp_hybrid.backplane.redis import ends
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have a skip be a failure where CI is set."""
+    config.pluginmanager.register(skipping, "skipping in CI")
 
 
 @pytest.fixture(scope="session")
