@@ -25,10 +25,12 @@ import pytest
 from pydantic_core import from_json
 from typer.main import get_command
 
+from clients.installing import NODE, find_node
 from harness.asgi import App, AsgiClient
 from harness.mcp import Conversation, body, headers, tool
 from harness.process import free_port
 from harness.terminal import Terminal
+from harness.tools import need
 from mcp_hybrid.cli import app as command_line
 from mcp_hybrid.sessions.seal import fresh_key
 from mcp_hybrid.settings import CONFIG_VARIABLE, FIELDS, load, variable
@@ -58,7 +60,13 @@ SCRIPTS_VARIABLE = "MCP_HYBRID_CACHE"
 SET_UP = 300.0
 """Seconds that `make serve` may take: it makes a virtual environment and downloads what is needed."""
 
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+
+@pytest.fixture
+def curl() -> None:
+    need("curl")
+
+
+needs_curl = pytest.mark.usefixtures("curl")
 
 
 def test_every_block_has_a_name_and_every_name_has_a_test() -> None:
@@ -84,12 +92,14 @@ class Home:
         """Give a block's commands with the port that is served here."""
         return BLOCKS[name].replace("127.0.0.1:8000", f"127.0.0.1:{self.port}")
 
-    def run(self, script: str, cwd: Path | None = None, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, script: str, cwd: Path | None = None, timeout: float = 60, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Run commands to their end, with the `mcp-hybrid` of this copy on the search path."""
         return subprocess.run(
             ["sh", "-ec", script],
             cwd=cwd or self.folder,
-            env=self.environment(),
+            env=self.environment() | env,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -140,8 +150,10 @@ def answers(port: int) -> bool:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """Copy what a clone would have, and run `make serve` there as a stranger would."""
-    if shutil.which("make") is None or not (ROOT / ".git").exists():
-        pytest.skip("needs make and a git checkout")
+    need("make")
+    need("git")
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
     folder = tmp_path_factory.mktemp("clone") / "mcp-hybrid"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -239,9 +251,11 @@ def test_the_client_that_comes_along_writes_lines_where_there_is_no_terminal(hom
 
 
 @pytest.mark.process
-@pytest.mark.skipif(shutil.which("npx") is None, reason="there is no npx")
 def test_mcp_inspector_lists_the_tools(home: Home) -> None:
-    done = home.run(home.printed("inspector"), timeout=300)
+    need("npx")
+    assert f"Node {NODE[0]}.{NODE[1]} or newer" in README
+    newer = f"{Path(find_node()).parent}:{home.environment()['PATH']}"  # the machine's, or where that is older, npm's
+    done = home.run(home.printed("inspector"), timeout=300, PATH=newer)
     if done.returncode and re.search(r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED.*registry|ETIMEDOUT", done.stderr):
         pytest.skip("npx cannot download the Inspector here")
     assert done.returncode == 0, done.stderr

@@ -73,7 +73,7 @@ def install() -> Installed:
     for driver in (HERE / "drivers").glob("*.mjs"):
         shutil.copy(driver, npm)
     sdk1 = kept(f"sdk1-{sys.version_info[0]}.{sys.version_info[1]}", [HERE / "sdk1.txt"], _install_sdk1)
-    return Installed(_find_node(), npm, sdk1 / "bin" / "python")
+    return Installed(find_node(), npm, sdk1 / "bin" / "python")
 
 
 def kept(name: str, pins: Sequence[Path], fill: Callable[[Path], None]) -> Path:
@@ -106,7 +106,12 @@ def _install_sdk1(place: Path) -> None:
     _run([*pip, "-r", str(HERE / "sdk1.txt")], place)
 
 
-def _find_node() -> str:
+def find_node() -> str:
+    """Give a Node that is new enough: the machine's, else one from npm.
+
+    Raises:
+        NotInstalledError: It cannot be installed here.
+    """
     here = shutil.which("node")
     if here is not None and _version_of(here) >= NODE:
         return here
