@@ -395,7 +395,7 @@ class HybridApp:
         if serve is None:
             return Fault(Cause.NOT_FOUND, f"There is nothing here. The MCP endpoint is {self.settings.path}.")
         # It is for everybody, and for pages of every origin.
-        if (fault := self._hosts.check(replace(visit.head, origin=None))) is not None:
+        if (fault := self._hosts.check(visit.head._replace(origin=None))) is not None:
             return fault
         return await serve(visit.scope, visit.receive, visit.send)
 

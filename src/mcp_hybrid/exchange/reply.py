@@ -80,12 +80,13 @@ class Reply:
         keep_alive: Delay,
         *,
         counts: Counts,
-        journal: Journal | None = None,
+        open_journal: Callable[[], Journal] | None = None,
         primed: bool = False,
     ) -> None:
         """Make an undecided answer.
 
-        `journal` makes its stream resumable; `primed` starts that with a priming event (2025-11-25 and later only).
+        `open_journal` makes its stream resumable, should it become one; `primed` starts that with a priming event
+        (2025-11-25 and later only).
         """
         self._send = send
         self._form = form
@@ -93,8 +94,9 @@ class Reply:
         self._spawn = spawn
         self._keep_alive = keep_alive
         self._counts = counts
-        self._journal = journal
-        self._primed = primed and journal is not None
+        self._open_journal = open_journal
+        self._journal: Journal | None = None
+        self._primed = primed
         self._state = _State.OPEN
         self._queue: deque[_Item] = deque()
         self._progress: _Item | None = None
@@ -126,6 +128,7 @@ class Reply:
         if self._state is not _State.OPEN or not self._form.streams:
             return
         self._state = _State.STREAMING
+        self._journal = self._open_journal() if self._open_journal is not None else None
         self._written = anyio.Event()
         self._counts.add(Count.POST_STREAMS_NOW)
         self._alarm = self._keep_alive.add(self._stay_alive)
@@ -177,7 +180,7 @@ class Reply:
 
     def close_early(self) -> None:
         """End the HTTP answer before the result (requirement E6); the client comes back for the rest by event id."""
-        if self._finished or self._journal is None:
+        if self._finished or self._open_journal is None:
             return
         self.commit()
         self._progress = None  # what is newer comes after the end, and must not take the place of what came before it

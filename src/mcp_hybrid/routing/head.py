@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 SESSION_ID: Final = b"mcp-session-id"
 PROTOCOL_VERSION: Final = b"mcp-protocol-version"
@@ -35,8 +34,7 @@ _FIELDS: Final = {
 """Each header that is read, and the field of `Head` it becomes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """The part of an HTTP request that routing looks at. Header values are Latin-1 text; absent is None."""
 
     method: str

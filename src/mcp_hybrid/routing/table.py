@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum, auto
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from mcp_types import RequestId
@@ -245,7 +246,12 @@ def decide(policy: Policy, era: Era, head: Head, message: Message | Batch | None
     if isinstance(cell, Fault):
         return replace(cell, request_id=_request_id(message))
     name, action = cell
-    return Route(name, action, _effective_version(head, lookup), session_lost=lost)
+    return _route(name, action, _effective_version(head, lookup), lost)
+
+
+@lru_cache(maxsize=256)  # few differ, and they are made for each request
+def _route(name: RouteName, action: Action, version: str, session_lost: bool) -> Route:
+    return Route(name, action, version, session_lost)
 
 
 def _decide_modern(head: Head, message: Message | Batch | None) -> Route | Fault:

@@ -167,7 +167,6 @@ class Kernel:
 
     def session_reply(self, exchange: Exchange, calls: Sequence[RequestId]) -> Reply:
         """Return the answer to these requests of a session; its stream can be resumed."""
-        stream = StreamKey(exchange.found.hash, f"c{secrets.token_hex(6)}")
         return Reply(
             exchange.send,
             exchange.form,
@@ -175,9 +174,13 @@ class Kernel:
             self.spawn,
             self.timers.keep_alive,
             counts=self.registry.counts,
-            journal=StreamJournal(self.backplane, stream, calls, self.spawn),
+            open_journal=partial(self._open_journal, exchange.found.hash, calls),
             primed=is_version_at_least(exchange.route.version, RESUMABLE_SINCE),
         )
+
+    def _open_journal(self, session: str, calls: Sequence[RequestId]) -> StreamJournal:
+        stream = StreamKey(session, f"c{secrets.token_hex(6)}")
+        return StreamJournal(self.backplane, stream, calls, self.spawn)
 
     def gate(self, exchange: Exchange, request: Request) -> ProgressGate:
         """Return the gate that a request's progress passes."""
