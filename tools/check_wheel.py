@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from zipfile import ZipFile
 
 ROOT = Path(__file__).resolve().parent.parent
 START = 30.0
@@ -25,7 +26,9 @@ def main() -> None:
     """Build, install, and try `version`, `check` and `serve`; anything that goes wrong ends the script."""
     with tempfile.TemporaryDirectory(prefix="wheel-") as name:
         folder = Path(name)
-        command = install(build(folder), folder)
+        wheel = build(folder)
+        look_into(wheel)
+        command = install(wheel, folder)
         say(f"the wheel's command: mcp-hybrid {run(command, 'version', cwd=folder).strip()}")
         run(command, "check", cwd=folder)
         with serving(command, folder) as url:
@@ -40,6 +43,13 @@ def build(folder: Path) -> Path:
     run(Path(sys.executable), "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT), cwd=folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
+
+
+def look_into(wheel: Path) -> None:
+    """See that what type checkers need is in it: nothing that is run would miss it."""
+    with ZipFile(wheel) as file:
+        if "mcp_hybrid/py.typed" not in file.namelist():
+            sys.exit("the wheel has no mcp_hybrid/py.typed, so its types count for nobody")
 
 
 def install(wheel: Path, folder: Path) -> Path:
