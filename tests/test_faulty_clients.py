@@ -20,7 +20,7 @@ from harness.raw import RawClient
 
 pytestmark = pytest.mark.process
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a server has failed to do what it should."""
 
 FIVE_MB = 5 * 1024 * 1024

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -104,5 +105,13 @@ async def fleet(url: str, size: int, **settings: Any) -> AsyncIterator[Fleet]:
             example = Example()
             backplane = RedisBackplane(url, prefix=prefix)
             app = HybridApp(example.server, shared, backplane=backplane)
-            workers.append(Setup(await stack.enter_async_context(AsgiClient(app, patience=20)), app, example))
+            workers.append(Setup(await stack.enter_async_context(AsgiClient(app, patience=60)), app, example))
+            await until_known(backplane)
         yield Fleet(workers)
+
+
+async def until_known(backplane: RedisBackplane) -> None:
+    """Wait until the other workers can know of this one: until its first sign of life has been taken."""
+    with anyio.fail_after(60):
+        while backplane._heard_at == -math.inf:  # noqa: ASYNC110 - nobody announces it
+            await anyio.sleep(0.005)
