@@ -35,6 +35,7 @@ def test_every_requirement_has_its_row_and_every_test_it_names_exists() -> None:
         ("| met |", "| sort of met |", "T1: the state is 'sort of met', not one of met, partly"),
         ("| n/a | a client's duty", "| a client's duty", "N4: 6 columns, not 7"),
         ("| n/a | there are no tasks", "| met | there are no tasks", "C4: met, but no test shows it"),
+        ("| n/a | it is not declared", "| SDK | it is not declared", "K2: the SDK must do it, but no test shows that"),
     ],
 )
 def test_what_is_wrong_is_told_by_its_row(tmp_path: Path, old: str, new: str, words: str) -> None:

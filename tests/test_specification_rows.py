@@ -15,14 +15,27 @@ from mcp.server.connection import Connection
 from mcp.server.elicitation import ElicitationResult
 from mcp.server.lowlevel.server import Server
 from mcp.server.mcpserver import Context, RequestStateSecurity
+from mcp.server.mcpserver.exceptions import InvalidSignature
 from mcp.server.mcpserver.resolve import Elicit, Resolve
 from mcp.shared.exceptions import MCPError
-from mcp_types import EmptyResult, InputRequiredResult, ListRootsRequest, ListRootsResult, RequestParams
+from mcp_types import (
+    CallToolRequestParams,
+    CallToolResult,
+    EmptyResult,
+    InputRequiredResult,
+    ListRootsRequest,
+    ListRootsResult,
+    ListToolsResult,
+    RequestParams,
+    TextContent,
+    Tool,
+)
 from pydantic import BaseModel, Field
 
 from harness import mcp
 from harness.asgi import Answer
 from harness.hybrid import Setup, running
+from mcp_hybrid.demo import server as demo
 
 Json = dict[str, Any]
 
@@ -253,16 +266,28 @@ async def test_a_modern_request_gets_the_log_messages_it_asks_for(level: str | N
         assert answer.body.count(b"notifications/message") == lines
 
 
-async def test_a_log_level_that_does_not_exist_is_refused() -> None:
+def make_logging_server() -> MCPServer[Any]:
     server = make_server()
 
     async def set_level(ctx: object, params: object) -> EmptyResult:
         return EmptyResult()
 
     server._lowlevel_server.add_request_handler("logging/setLevel", RequestParams, set_level)
+    return server
+
+
+@pytest.mark.parametrize(("server", "declared"), [(make_logging_server(), True), (demo, True), (make_server(), False)])
+async def test_logging_is_declared_where_a_level_can_be_set(server: MCPServer[Any], declared: bool) -> None:
     async with running(server=server) as setup:
         talk = await mcp.Conversation.open(setup.client)
-        assert talk.initialized["capabilities"]["logging"] == {}
+        assert ("logging" in talk.initialized["capabilities"]) is declared
+        discovered = await send_modern(setup, mcp.request("server/discover"))
+        assert ("logging" in discovered.json()["result"]["capabilities"]) is declared
+
+
+async def test_a_log_level_that_does_not_exist_is_refused() -> None:
+    async with running(server=make_logging_server()) as setup:
+        talk = await mcp.Conversation.open(setup.client)
         answer = await talk.post(mcp.request("logging/setLevel", {"level": "loud"}))
         assert answer.json()["error"]["code"] == -32602
         modern = await send_modern(setup, mcp.request("tools/list"), log_level="loud")
@@ -448,6 +473,50 @@ async def test_a_parameter_in_a_header_twice_is_refused() -> None:
         twice = [("mcp-param-region", "north"), ("mcp-param-region", "north")]
         answer = await send_modern(setup, mcp.tool("place", {"region": "north"}), *twice)
         assert (answer.status, answer.json()["error"]["code"]) == (400, -32020)
+
+
+async def no_token(place: Annotated[str, Field(json_schema_extra={"x-mcp-header": "two words"})]) -> str:
+    return place
+
+
+async def no_text(place: Annotated[str, Field(json_schema_extra={"x-mcp-header": 7})]) -> str:
+    return place
+
+
+async def no_scalar(place: Annotated[list[str], Field(json_schema_extra={"x-mcp-header": "Place"})]) -> str:
+    return str(place)
+
+
+async def no_number(place: Annotated[float, Field(json_schema_extra={"x-mcp-header": "Place"})]) -> str:
+    return str(place)
+
+
+async def twice_the_same(
+    one: Annotated[str, Field(json_schema_extra={"x-mcp-header": "Place"})],
+    other: Annotated[str, Field(json_schema_extra={"x-mcp-header": "PLACE"})],
+) -> str:
+    return one + other
+
+
+@pytest.mark.parametrize("tool", [no_token, no_text, no_scalar, no_number, twice_the_same])
+def test_a_wrong_annotation_for_a_header_is_refused_when_the_tool_is_added(tool: Callable[..., Awaitable[str]]) -> None:
+    with pytest.raises(InvalidSignature, match="x-mcp-header"):
+        make_server().tool()(tool)
+
+
+async def test_a_low_level_tool_with_a_wrong_annotation_is_served_without_its_headers() -> None:
+    schema = {"type": "object", "properties": {"place": {"type": "string", "x-mcp-header": "two words"}}}
+
+    async def list_tools(_ctx: object, _params: object) -> ListToolsResult:
+        return ListToolsResult(tools=[Tool(name="place", input_schema=schema)])
+
+    async def call_tool(_ctx: object, params: CallToolRequestParams) -> CallToolResult:
+        return CallToolResult(content=[TextContent(type="text", text=str((params.arguments or {})["place"]))])
+
+    server: Server[Any] = Server("low", on_list_tools=list_tools, on_call_tool=call_tool)
+    async with running(server=server) as setup:
+        answer = await send_modern(setup, mcp.tool("place", {"place": "north"}), ("mcp-param-two", "south"))
+        assert answer.json()["result"]["content"][0]["text"] == "north"
 
 
 # 2026-07-28: questions
