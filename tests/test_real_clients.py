@@ -297,12 +297,14 @@ async def test_cancelling_one_call_leaves_the_others_of_the_session_alone(server
 
 @on_trio_and_asyncio
 async def test_a_client_may_cancel_a_call_and_leave_at_once(server: ServerProcess, name: str) -> None:
-    for attempt in range(10):
-        mine = f"{name}/{attempt}"
-        async with connected(server.url, "legacy") as client, anyio.create_task_group() as tasks:
-            tasks.start_soon(client.call_tool, "hold", {"name": mine})
-            await call(client, "reached", name=mine, stage="started")
-            tasks.cancel_scope.cancel()
+    async with connected(server.url, "legacy") as other:
+        for attempt in range(10):
+            mine = f"{name}/{attempt}"
+            async with connected(server.url, "legacy") as client, anyio.create_task_group() as tasks:
+                tasks.start_soon(client.call_tool, "hold", {"name": mine})
+                await call(client, "reached", name=mine, stage="started")
+                tasks.cancel_scope.cancel()
+            assert await call(other, "outcome", name=mine) == "cancelled"
 
 
 # Several calls at once

@@ -12,10 +12,27 @@ from harness.hybrid import running
 async def test_an_initialize_over_4096_bytes_gets_a_session(autojump_clock: object) -> None:
     async with running() as setup:
         message = mcp.initialize()
-        message["params"] = {"_meta": {"padding": "x" * 10_000}, **message["params"]}
-        answer = await setup.client.request("POST", "/mcp", mcp.headers(), mcp.body(message))
+        params = {"_meta": {"padding": "x" * 10_000}, **message.pop("params")}
+        body = mcp.body({"params": params, **message})
+        assert b'"initialize"' not in body[:10_000]  # whoever looks at the beginning does not see what it is
+        answer = await setup.client.request("POST", "/mcp", mcp.headers(), body)
         assert answer.status == 200
-        assert answer.header("mcp-session-id") is not None
+        session = answer.header("mcp-session-id")
+        assert session is not None
+        call = mcp.body(mcp.tool("count", {"delay": 0}, token=1))
+        called = await setup.client.request("POST", "/mcp", mcp.headers(session, mcp.LEGACY), call)
+        assert called.header("mcp-hybrid-route") == "session"
+        assert [event.json()["method"] for event in called.events()[1:4]] == ["notifications/progress"] * 3
+
+
+@pytest.mark.parametrize("session", ["A" * 120, "0123456789abcdef0123456789abcdef"])
+async def test_a_stale_id_on_a_call_is_told_instead_of_being_dropped(session: str, autojump_clock: object) -> None:
+    async with running() as setup:
+        call = mcp.body(mcp.tool("add", {"a": 1, "b": 2}, id=7))
+        answer = await setup.client.request("POST", "/mcp", mcp.headers(session, mcp.LEGACY), call)
+        assert answer.status == 404
+        assert (answer.json()["id"], answer.json()["error"]["code"]) == (7, -32001)
+        assert setup.example.started == []
 
 
 async def test_calls_in_one_session_run_at_the_same_time_and_a_ping_does_not_wait(autojump_clock: object) -> None:
