@@ -515,7 +515,7 @@ async def take_for_dead(one: RedisBackplane, other: RedisBackplane) -> None:
     async def skip() -> None:
         skipped.set()
 
-    one._beat = skip  # type: ignore[method-assign]
+    one._beat = skip  # type: ignore[method-assign]  # it is to send no sign of life
     with anyio.fail_after(SOON):
         await skipped.wait()  # so that no sign of life is on its way
     await other._do(b"DEL", other._key("worker", one.worker))

@@ -35,9 +35,9 @@ GRACEFUL = ("--graceful-timeout", "60")
 """Hypercorn's own time for draining is 3 s, which a busy machine needs for other things."""
 
 ONE: Start = lambda env: serve(LAUNCHED, env=env)  # noqa: E731 - a table of ways to start reads better in lines
-TWO: Start = lambda env: serve(LAUNCHED, "--workers", "2", env=env)  # noqa: E731
-BY_NAME: Start = lambda env: hypercorn(*GRACEFUL, env={**env, "MCP_HYBRID_TARGET": LAUNCHED})  # noqa: E731
-TWO_BY_NAME: Start = lambda env: hypercorn(  # noqa: E731
+TWO: Start = lambda env: serve(LAUNCHED, "--workers", "2", env=env)  # noqa: E731 - as above
+BY_NAME: Start = lambda env: hypercorn(*GRACEFUL, env={**env, "MCP_HYBRID_TARGET": LAUNCHED})  # noqa: E731 - as above
+TWO_BY_NAME: Start = lambda env: hypercorn(  # noqa: E731 - as above
     *GRACEFUL, "-w", "2", env={**env, **KEY, "MCP_HYBRID_TARGET": LAUNCHED}
 )
 

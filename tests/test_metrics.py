@@ -398,14 +398,17 @@ def asked(server: ServerProcess) -> int:
     return int(answer.json()["result"]["content"][0]["text"])
 
 
-TWO: Callable[[Path], ServerProcess] = lambda _: serve(program("launched"), "--workers", "2")  # noqa: E731
-TWO_BY_NAME: Callable[[Path], ServerProcess] = lambda folder: hypercorn(  # noqa: E731
-    "-w", "2", env={"MCP_HYBRID_TARGET": program("launched"), directory.VARIABLE: str(folder)}
-)
+def two_workers(_folder: Path) -> ServerProcess:
+    return serve(program("launched"), "--workers", "2")
+
+
+def two_of_hypercorns(folder: Path) -> ServerProcess:
+    env = {"MCP_HYBRID_TARGET": program("launched"), directory.VARIABLE: str(folder)}
+    return hypercorn("-w", "2", env=env)
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("start", [TWO, TWO_BY_NAME], ids=["serve --workers 2", "hypercorn -w 2"])
+@pytest.mark.parametrize("start", [two_workers, two_of_hypercorns], ids=["serve --workers 2", "hypercorn -w 2"])
 def test_whichever_worker_is_asked_answers_for_all(start: Callable[[Path], ServerProcess], tmp_path: Path) -> None:
     with start(tmp_path) as server:
         workers, made = spread(server, 2)

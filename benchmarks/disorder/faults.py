@@ -132,14 +132,14 @@ class Faults:
 KILL: Final = "a worker is killed"
 FAULTS: Final[Mapping[str, Callable[[Faults], Awaitable[None]]]] = {
     "left during the head": Faults._leave_during_the_head,  # noqa: SLF001 - the table of its own methods
-    "reset during the body": Faults._reset_during_the_body,  # noqa: SLF001
-    "left during a call": Faults._leave_during_a_call,  # noqa: SLF001
-    "reset during a call": Faults._reset_during_a_call,  # noqa: SLF001
-    "a stream is left": Faults._leave_a_stream,  # noqa: SLF001
-    "a stream is reset": Faults._reset_a_stream,  # noqa: SLF001
-    "half a body, and then nothing": Faults._hold_half_a_body,  # noqa: SLF001
-    "nothing is read of many answers": Faults._read_nothing,  # noqa: SLF001
-    "nothing is read of a stream": Faults._read_nothing_of_a_stream,  # noqa: SLF001
-    "garbage on HTTP/1": Faults._send_garbage,  # noqa: SLF001
-    "garbage on HTTP/2": Faults._send_garbage_over_http2,  # noqa: SLF001
+    "reset during the body": Faults._reset_during_the_body,  # noqa: SLF001 - as above
+    "left during a call": Faults._leave_during_a_call,  # noqa: SLF001 - as above
+    "reset during a call": Faults._reset_during_a_call,  # noqa: SLF001 - as above
+    "a stream is left": Faults._leave_a_stream,  # noqa: SLF001 - as above
+    "a stream is reset": Faults._reset_a_stream,  # noqa: SLF001 - as above
+    "half a body, and then nothing": Faults._hold_half_a_body,  # noqa: SLF001 - as above
+    "nothing is read of many answers": Faults._read_nothing,  # noqa: SLF001 - as above
+    "nothing is read of a stream": Faults._read_nothing_of_a_stream,  # noqa: SLF001 - as above
+    "garbage on HTTP/1": Faults._send_garbage,  # noqa: SLF001 - as above
+    "garbage on HTTP/2": Faults._send_garbage_over_http2,  # noqa: SLF001 - as above
 }

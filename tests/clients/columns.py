@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import httpx2
@@ -99,14 +100,17 @@ async def calling(visit: Visit) -> None:
     expect(await visit.call("test_simple_text"), "This is a simple text response for testing.", "the result")
 
 
+def reported_or_over(driver: Driver, call: int, value: int) -> bool:
+    return bool(driver.told("progress", call=call, value=value)) or driver.answered(call)
+
+
 async def progress(visit: Visit) -> None:
     """Each value comes while the tool runs: it goes on only when the value before has come."""
     name, count = f"{visit.name}/{visit.turn}", 3
     arguments = {"name": name, "count": count}
     call = await visit.driver.begin("call", tool="steps", arguments=arguments, progress=True)
     for step in range(1, count + 1):
-        came = lambda step=step: visit.driver.told("progress", call=call, value=step) or visit.driver.answered(call)  # noqa: E731
-        await visit.until(f"progress {step}", came)
+        await visit.until(f"progress {step}", partial(reported_or_over, visit.driver, call, step))
         if visit.driver.answered(call):
             break
         await visit.hand.call("let_go", gate=f"{name}/{step}")

@@ -35,23 +35,23 @@ def notification(method: str, params: Json | None = None) -> Json:
     return message if params is None else {**message, "params": params}
 
 
-def tool(name: str, arguments: Json | None = None, id: Id = 1, token: Id | None = None) -> Json:  # noqa: A002
+def tool(name: str, arguments: Json | None = None, id: Id = 1, token: Id | None = None) -> Json:  # noqa: A002  # as above
     """Build a `tools/call`."""
     return request("tools/call", {"name": name, "arguments": arguments or {}}, id, token)
 
 
-def initialize(version: str = LEGACY, capabilities: Json | None = None, id: Id = 0) -> Json:  # noqa: A002
+def initialize(version: str = LEGACY, capabilities: Json | None = None, id: Id = 0) -> Json:  # noqa: A002  # as above
     """Build an `initialize` request."""
     params = {"protocolVersion": version, "capabilities": capabilities or {}, "clientInfo": CLIENT}
     return request("initialize", params, id)
 
 
-def cancelled(id: Id, reason: str = "no longer wanted") -> Json:  # noqa: A002
+def cancelled(id: Id, reason: str = "no longer wanted") -> Json:  # noqa: A002  # as above
     """Build the notification that cancels the request `id`."""
     return notification("notifications/cancelled", {"requestId": id, "reason": reason})
 
 
-def result(id: Id, value: Json) -> Json:  # noqa: A002
+def result(id: Id, value: Json) -> Json:  # noqa: A002  # as above
     """Build the client's answer to a server's request."""
     return {"jsonrpc": "2.0", "id": id, "result": value}
 
