@@ -24,8 +24,15 @@ from mcp_types import (
 from pydantic import BaseModel
 
 from mcp_hybrid import session_state
+from mcp_hybrid.backplane.redis import connection, inbox, link
 
 STEPS = 3
+
+# A thousand conversations on a machine that does much else must not have Redis, or a worker, taken for dead.
+for name, seconds, modules in (("OPERATION", 60.0, (connection, inbox)), ("LEASE", 120.0, (link, inbox))):
+    for module in modules:
+        assert hasattr(module, name)
+        setattr(module, name, seconds)
 
 server = MCPServer("numbered", version="1")
 

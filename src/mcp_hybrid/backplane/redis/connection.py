@@ -50,15 +50,15 @@ class RedisConnection:
         self._tasks.cancel_scope.cancel()
         await self._stack.aclose()
 
-    async def run(self, command: bytes, *arguments: bytes | str | float, within: float = OPERATION) -> Any:
-        """Run one command; strings in its answer are bytes.
+    async def run(self, command: bytes, *arguments: bytes | str | float, within: float | None = None) -> Any:
+        """Run one command; strings in its answer are bytes. `within` is in seconds, `OPERATION` where not given.
 
         Raises:
-            One of `FAILURES`: It failed, or took longer than `within` seconds. It may have been carried out
+            One of `FAILURES`: It failed, or took longer than that. It may have been carried out
             nevertheless, or be so later.
         """
         connection, request = self._connection, None
-        with anyio.move_on_after(within):
+        with anyio.move_on_after(OPERATION if within is None else within):
             if connection is None or not connection.usable:
                 connection = await self._connect()
             request = connection.create_request(command, *arguments, decode=False)
