@@ -10,7 +10,6 @@ import anyio
 from mcp.shared.inbound import InboundModernRoute
 from mcp_types.version import LATEST_HANDSHAKE_VERSION
 from starlette.requests import Request as HttpRequest
-from starlette.types import Receive
 
 from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.exchange import modern
@@ -27,7 +26,7 @@ from mcp_hybrid.routing.table import Action, RouteName
 from mcp_hybrid.service.incoming import SESSION_HEADER, Exchange
 from mcp_hybrid.service.kernel import Kernel
 from mcp_hybrid.service.words import Words
-from mcp_hybrid.sessions.connection import alone, enveloped
+from mcp_hybrid.sessions.connection import LeanConnection, alone, enveloped
 from mcp_hybrid.sessions.live import Interruption, LiveSession
 from mcp_hybrid.sessions.seal import TooLargeToSealError
 
@@ -113,23 +112,14 @@ class Calls:
             carries=True,
             refusal=MODERN,
         )
-        state, params = self._kernel.request_state, request.params
-        if state is not None:
-            params = state.opened(request.method, params)
-        handler: modern.Handler = partial(self._kernel.serve_once, context, connection, request.method, params)
-        if state is not None:
-            handler = partial(state.sealed, handler)
-        if request.method == modern.DISCOVER:
-            handler = partial(modern.discover, handler)
-        else:
-            handler = partial(modern.ask_what_was_declared, handler, connection.client_capabilities)
-        watching = anyio.CancelScope()
-        watch = self._kernel.timers.watch.add(
-            partial(self._kernel.spawn, partial(_watch, exchange.receive, context, watching))
-        )
-        reviewing = anyio.CancelScope()
+        handler = self._modern_handler(context, connection, request)
+        gone = _Companion(partial(wait_for_disconnect, exchange.receive), context, Interruption.CLIENT_GONE)
+        # It is not watched from the beginning: most calls are done before anybody could go.
+        watch = self._kernel.timers.watch.add(partial(self._kernel.spawn, gone.run))
+        lapsing = None
         if listening and exchange.lapsed is not None:
-            self._kernel.spawn(partial(_end_when_lapsed, exchange.lapsed, context, reviewing))
+            lapsing = _Companion(exchange.lapsed, context, Interruption.CREDENTIAL_LAPSED)
+            self._kernel.spawn(lapsing.run)
         # A call that says nothing for long becomes a stream, or a proxy would cut it, which would cancel it.
         alive = self._kernel.timers.keep_alive.add(reply.commit)
         try:
@@ -137,10 +127,23 @@ class Calls:
         finally:
             watch.cancel()
             alive.cancel()
-            watching.cancel()
-            reviewing.cancel()
+            gone.end()
+            if lapsing is not None:
+                lapsing.end()
         await self._kernel.finish(exchange, reply, outcome)
         return None
+
+    def _modern_handler(self, context: ExchangeContext, connection: LeanConnection, request: Request) -> modern.Handler:
+        """Return what handles a modern request, with what is left to an entry around it."""
+        state, params = self._kernel.request_state, request.params
+        if state is not None:
+            params = state.opened(request.method, params)
+        handler: modern.Handler = partial(self._kernel.serve_once, context, connection, request.method, params)
+        if state is not None:
+            handler = partial(state.sealed, handler)
+        if request.method == modern.DISCOVER:
+            return partial(modern.discover, handler)
+        return partial(modern.ask_what_was_declared, handler, connection.client_capabilities)
 
     async def _list_tools(
         self, exchange: Exchange, request: Request, verdict: InboundModernRoute, params: Mapping[str, Any]
@@ -204,17 +207,29 @@ class Calls:
         return [body for _, body in sorted(bodies.items()) if body is not None]
 
 
-async def _end_when_lapsed(
-    lapsed: Callable[[], Awaitable[None]], context: ExchangeContext, scope: anyio.CancelScope
-) -> None:
-    """End a subscription when its credential is no longer good."""
-    with scope:
-        await lapsed()
-        context.interrupt(Interruption.CREDENTIAL_LAPSED)
+class _Companion:
+    """A task beside a call, which interrupts it when something happens, and ends with it."""
 
+    __slots__ = ("_context", "_ended", "_happens", "_scope", "_why")
 
-async def _watch(receive: Receive, context: ExchangeContext, scope: anyio.CancelScope) -> None:
-    """Cancel a modern call when its client goes (requirement E11)."""
-    with scope:
-        await wait_for_disconnect(receive)
-        context.interrupt(Interruption.CLIENT_GONE)
+    def __init__(self, happens: Callable[[], Awaitable[None]], context: ExchangeContext, why: Interruption) -> None:
+        """Interrupt the call because of `why` when `happens` returns."""
+        self._happens = happens
+        self._context = context
+        self._why = why
+        self._ended = False
+        self._scope: anyio.CancelScope | None = None  # seldom needed: most calls end before the task is started
+
+    async def run(self) -> None:
+        """Wait for it, unless the call is over already."""
+        if self._ended:
+            return
+        with anyio.CancelScope() as self._scope:
+            await self._happens()
+            self._context.interrupt(self._why)
+
+    def end(self) -> None:
+        """Wait no more."""
+        self._ended = True
+        if self._scope is not None:
+            self._scope.cancel()
