@@ -142,9 +142,9 @@ async def test_the_kernel_without_spans_runs_all_other_middleware_in_the_sdks_or
     ran: list[str] = []
 
     def middleware(name: str) -> Any:
-        async def run(ctx: Any, call_next: Any) -> Any:
+        async def run(context: Any, proceed: Any) -> Any:  # applications name their parameters as they like
             ran.append(name)
-            return await call_next(ctx)
+            return await proceed(context)
 
         return run
 

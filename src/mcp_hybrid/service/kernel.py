@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import anyio
 from mcp.server._otel import OpenTelemetryMiddleware
 from mcp.server.connection import Connection
-from mcp.server.context import CallNext
+from mcp.server.context import CallNext, HandlerResult, ServerMiddleware, ServerRequestContext
 from mcp.server.lowlevel.server import Server
 from mcp.server.runner import ServerRunner
 from mcp.shared.message import ServerMessageMetadata
@@ -42,6 +42,12 @@ RESUMABLE_SINCE: Final = "2025-11-25"
 """The revision that lets a server end a call's stream early, and that knows priming events (requirements E6, E7)."""
 
 
+def _run_middleware(
+    middleware: ServerMiddleware[Any], call_next: CallNext, ctx: ServerRequestContext[Any, Any]
+) -> Awaitable[HandlerResult]:
+    return middleware(ctx, call_next)
+
+
 class UntracedRunner(ServerRunner[Any]):
     """The SDK's kernel, without its spans: for a process in which nobody takes them."""
 
@@ -49,7 +55,7 @@ class UntracedRunner(ServerRunner[Any]):
         call = inner
         for middleware in reversed(self.server.middleware):
             if not isinstance(middleware, OpenTelemetryMiddleware):
-                call = partial(middleware, call_next=call)
+                call = partial(_run_middleware, middleware, call)
         return call
 
 
