@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Self
 
 import h2.config
 import h2.connection
 import h2.events
 import h11
+import httpx2
 import pytest
 import trio
 from pydantic_core import from_json
@@ -202,7 +204,18 @@ async def test_a_connection_whose_client_takes_nothing_is_closed_after_the_time_
             await client.post(flood, session, LEGACY)
             await trio.to_thread.run_sync(process.wait_for_log, "its client did not read")
         assert "0.4" in process.log
+        assert await closed_for(process, "write_time") == 1
         await serves(process.port)
+
+
+async def closed_for(process: ServerProcess, limit: str) -> int:
+    """Give how many connections the metrics say were closed for a limit."""
+    async with httpx2.AsyncClient(timeout=PATIENCE) as client:
+        while True:
+            with suppress(httpx2.TransportError):  # there may still be too many
+                page = await client.get(process.url.replace("/mcp", "/metrics"))
+                (found,) = re.findall(rf'connections_closed_total{{limit="{limit}"}} (\d+)', page.text)
+                return int(found)
 
 
 # Connections
@@ -223,6 +236,7 @@ async def test_connections_beyond_the_limit_are_closed_at_once_and_those_within_
             one.next_request()
             await one.post(request("ping"))
             assert (await one.answer_head()).status == 200
+        assert await closed_for(process, "connections") >= 5
         assert process.log.count("there are too many") == 1, "a flood of them is no flood of lines"
 
 

@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 from mcp_hybrid.authentication import Authentication, authentication_for
 from mcp_hybrid.backplane import Backplane, LogLimits, MemoryBackplane
 from mcp_hybrid.clock import now
+from mcp_hybrid.counts import Counts
 from mcp_hybrid.errors import Cause, ConfigurationError, Fault
 from mcp_hybrid.exchange import sse
 from mcp_hybrid.exchange.changes import end_listening, shared_changes
@@ -163,6 +164,11 @@ class HybridApp:
     def authenticated(self) -> bool:
         """Whether requests need a credential."""
         return self._authenticator is not None
+
+    @property
+    def counts(self) -> Counts:
+        """What happens in this application, for whoever serves it to add to."""
+        return self._metrics
 
     @property
     def registry(self) -> Registry:

@@ -27,6 +27,10 @@ class Count(StrEnum):
     """A value gave way to a newer one, because the client had not yet taken the one before."""
     PROGRESS_WITHHELD = "progress_withheld"
     """A request that asked for progress and, by the policy or by its own Accept, gets none."""
+    CONNECTIONS_TURNED_AWAY = "connections_turned_away"
+    """A connection was closed at once, because there were too many."""
+    CONNECTIONS_NOT_READ = "connections_not_read"
+    """A connection was closed because its client did not read what was written."""
 
     SESSIONS_NOW = "sessions_now"
     CALLS_NOW = "calls_now"

@@ -40,8 +40,9 @@ log = structlog.get_logger()
 
 def application(settings: Settings) -> HybridApp:
     """Return the ASGI app that serves the target in `settings`; raises ConfigurationError if it cannot be served."""
-    HardenedTCPServer.limits = settings.limits
-    return HybridApp(load_target(settings.target), settings)
+    app = HybridApp(load_target(settings.target), settings)
+    HardenedTCPServer.limits, HardenedTCPServer.counts = settings.limits, app.counts
+    return app
 
 
 def guarded_application(settings: Settings) -> HybridApp:

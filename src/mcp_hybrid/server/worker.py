@@ -27,6 +27,7 @@ from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import AppWrapper, LifespanState
 
+from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.server.draining import Drain, DrainingContext, Linger
 from mcp_hybrid.server.idle import IdleDeadline
 from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedH11Protocol, HardenedHTTPStream, HardenedWSStream
@@ -50,8 +51,8 @@ class HardenedTCPServer(TCPServer):
     """`write_time` and `connections` are kept here. Who is resumed later gets the rest of its streams by event id."""
     count: ClassVar[int] = 0
     """Connections that are open."""
-    turned_away: ClassVar[int] = 0
-    """Connections that were closed at once because there were too many."""
+    counts: ClassVar[Counts] = Counts()
+    """Counts the connections that were closed for a limit."""
 
     context: DrainingContext
     _told: ClassVar[float] = float("-inf")
@@ -87,7 +88,7 @@ class HardenedTCPServer(TCPServer):
         self._idle.expire()
 
     async def _turn_away(self) -> None:
-        HardenedTCPServer.turned_away += 1
+        self.counts.add(Count.CONNECTIONS_TURNED_AWAY)
         if trio.current_time() - self._told >= _TOLD_EVERY:
             HardenedTCPServer._told = trio.current_time()
             log.warning("connections are closed at once: there are too many", limit=self.limits.connections)
@@ -142,6 +143,7 @@ class HardenedTCPServer(TCPServer):
         with trio.move_on_after(self.limits.write_time, shield=True) as scope:
             await self.stream.send_all(data)
         if scope.cancelled_caught:
+            self.counts.add(Count.CONNECTIONS_NOT_READ)
             log.info("a connection was dropped: its client did not read", seconds=self.limits.write_time)
             await trio.aclose_forcefully(self.stream)
         return not scope.cancelled_caught

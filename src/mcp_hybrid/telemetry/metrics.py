@@ -94,6 +94,12 @@ _FAMILIES: Final = (
         "Requests that asked for progress and did not get any, by the policy or their own Accept",
         {Count.PROGRESS_WITHHELD: ""},
     ),
+    _Family(
+        "connections_closed",
+        "Connections that were closed for a limit",
+        {Count.CONNECTIONS_TURNED_AWAY: "connections", Count.CONNECTIONS_NOT_READ: "write_time"},
+        "limit",
+    ),
 )
 
 _Add = Callable[[float], None]
