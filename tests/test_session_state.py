@@ -23,10 +23,10 @@ from harness import mcp
 from harness.asgi import AsgiClient
 from harness.hybrid import KEY, running
 from harness.mcp import Conversation
-from harness.redis import RedisServer
+from harness.redis import RedisServer, redis_server
 from mcp_hybrid import HybridApp, Settings, session_state
 from mcp_hybrid.backplane import MemoryBackplane
-from mcp_hybrid.backplane.redis import RedisBackplane
+from mcp_hybrid.backplane.redis import OPERATION, RedisBackplane
 from mcp_hybrid.exchange.standalone import StandaloneChannel
 from mcp_hybrid.sessions.state import SessionState, SessionStateError
 
@@ -252,6 +252,27 @@ async def test_it_ends_with_the_session(shared_redis: RedisServer) -> None:
         assert await backplane.load_state(session.hash) == {"n": b"1"}
         await conversation.delete()
         assert await backplane.load_state(session.hash) == {}
+
+
+@pytest.mark.parametrize("how", ["killed", "stalled"])
+async def test_while_redis_is_away_it_is_an_error_in_bounded_time_and_afterwards_it_is_there(how: str) -> None:
+    with redis_server() as redis:
+        backplane = RedisBackplane(redis.url)
+        async with AsgiClient(HybridApp(mcpserver(), Settings(), backplane=backplane), patience=60) as client:
+            conversation = await Conversation.open(client)
+            await keep(conversation, "set", "n", 1)
+            (redis.kill if how == "killed" else redis.stall)()
+            for do in ("get", "set", "delete", "all"):
+                with anyio.fail_after(5 * OPERATION):
+                    assert "cannot be reached right now: try again" in await keep(conversation, do, "n", 2)
+            (redis.start if how == "killed" else redis.resume)()
+            with anyio.fail_after(60):
+                while not backplane.available:  # noqa: ASYNC110 - nobody announces it
+                    await anyio.sleep(0.05)
+            # The first of them was on its way; it was to read only.
+            assert await keep(conversation, "get", "n") == "1"
+            await keep(conversation, "set", "n", 3)
+            assert await keep(conversation, "get", "n") == "3"
 
 
 # What the documentation says of subscriptions

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from typing import Any
@@ -21,7 +23,7 @@ from harness.mcp import Conversation
 from harness.process import ServerProcess, program, serve
 from harness.raw import RawClient
 from harness.redis import RedisServer, redis_server
-from mcp_hybrid.backplane.redis import BEAT, LEASE, OPERATION, RedisBackplane
+from mcp_hybrid.backplane.redis import BEAT, FRESH, LEASE, OPERATION, RedisBackplane
 
 Json = dict[str, Any]
 
@@ -80,6 +82,58 @@ async def test_a_client_that_resumes_a_call_of_a_killed_worker_gets_an_error_wit
     async with RawClient.open(lives.port) as client:
         await client.post(ADD, session, mcp.LEGACY)
         assert (await client.answer_head()).status == 200
+
+
+@pytest.mark.process
+async def test_a_worker_that_stood_still_for_longer_than_its_lease_gives_no_second_answer(
+    servers: list[ServerProcess],
+) -> None:
+    """Meanwhile a DELETE elsewhere waits for it only until it is sure to ask Redis before it serves anything."""
+    stands, lives = servers
+    session, ended = await open_session(lives.port), await open_session(stands.port)
+    async with RawClient.open(stands.port) as client:
+        await client.post(mcp.tool("steps", {"name": "still", "count": 1}, "c", token="t"), session, mcp.LEGACY)
+        await client.answer_head()
+        last = (await client.event()).id
+        assert last is not None
+    assert await ping(stands.port, ended) == 200
+    os.kill(stands.pid, signal.SIGSTOP)
+    try:
+        started = trio.current_time()
+        async with RawClient.open(lives.port) as client:
+            await client.send("DELETE", mcp.headers(ended, mcp.LEGACY, content_type=None))
+            assert (await client.answer_head()).status == 204
+        assert trio.current_time() - started < 5 * FRESH
+        told = await resumed(lives.port, session, last)
+    finally:
+        os.kill(stands.pid, signal.SIGCONT)
+    (error,) = told
+    assert (error["id"], error["error"]["code"]) == ("c", -32000)
+    assert await ping(stands.port, ended) == 404
+    for tool in (mcp.tool("release", {"gate": "still/1"}), mcp.tool("reached", {"name": "still", "stage": "finished"})):
+        async with RawClient.open(stands.port) as client:
+            await client.post(tool)
+            assert (await client.answer_head()).status == 200
+            await client.answer_body()
+    assert await resumed(lives.port, session, last) == told
+
+
+async def ping(port: int, session: str) -> int:
+    async with RawClient.open(port) as client:
+        await client.post(mcp.request("ping"), session, mcp.LEGACY)
+        return (await client.answer_head()).status
+
+
+async def resumed(port: int, session: str, last: str) -> list[Json]:
+    """Give what comes of a stream after that event, to its end."""
+    messages = []
+    with trio.fail_after(PATIENCE):
+        async with RawClient.open(port) as client:
+            await client.send("GET", mcp.headers(session, mcp.LEGACY, ("last-event-id", last), content_type=None))
+            assert (await client.answer_head()).status == 200
+            while (event := await client.event_or_end()) is not None:
+                messages += [event.json()] if event.data else []
+    return messages
 
 
 @pytest.mark.process

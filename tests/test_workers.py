@@ -6,7 +6,7 @@ import re
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +26,7 @@ from harness.mcp import Conversation
 from harness.numbered import Numbered, Tally, converse_by_sdk
 from harness.process import ServerProcess, program, serve
 from harness.raw import RawClient
-from harness.redis import RedisServer
+from harness.redis import RedisServer, redis_server
 from mcp_hybrid.backplane import Signal, StreamKey
 from mcp_hybrid.backplane.redis import RedisBackplane
 from mcp_hybrid.exchange.standalone import STANDALONE
@@ -284,6 +284,25 @@ async def test_no_request_of_a_live_session_asks_redis_whether_it_was_ended(
     monkeypatch.setattr(backplane._connection, "run", unwanted)
     for _ in range(3):
         assert (await four.at(conversation, 1).post(ADD)).status == 200
+
+
+async def test_fifty_get_streams_on_two_workers_are_two_blocking_readers() -> None:
+    with redis_server() as redis:
+        async with fleet(redis.url, 2) as two, AsyncExitStack() as stack:
+            for number in range(50):
+                conversation = two.at(await opened(two), number % 2)
+                stream = await stack.enter_async_context(conversation.get())
+                await stream.event()
+            backplane = two.workers[0].app._backplane
+            assert isinstance(backplane, RedisBackplane)
+            readers: list[int] = []
+            with anyio.fail_after(SOON):
+                while readers.count(2) < 20:  # now and then one is about to read again
+                    found = (await backplane._do(b"INFO", b"clients")).decode()
+                    seen = dict(re.findall(r"^(\w+_clients):(\d+)", found, re.MULTILINE))
+                    readers.append(int(seen["blocked_clients"]))
+                    assert seen["connected_clients"] == "4"  # each has one more, for everything else
+            assert max(readers) == 2
 
 
 async def test_a_session_ended_on_any_worker_is_404_on_all(four: Fleet) -> None:
