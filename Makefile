@@ -1,8 +1,9 @@
-# `make serve` serves the demo, `make test` runs everything that must pass. Both set themselves up on first use, in
-# .venv, and again only when pyproject.toml changes.
+# `make serve` serves the demo, `make test` runs everything that must pass, `make bench` compares with other servers. All
+# set themselves up on first use, in .venv, and again only when pyproject.toml changes.
 #
 #   make serve ARGS="my_server.py --port 9000"
 #   make test PYTHON=python3.13
+#   make bench ARGS="--quick --only memory"
 
 PYTHON ?= python3
 ARGS ?=
@@ -11,12 +12,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format clean
+.PHONY: help serve test bench check format clean
 .SILENT:
 
 help:
 	echo 'make serve   serve the demo on http://127.0.0.1:8000/mcp (ARGS: options of mcp-hybrid serve)'
 	echo 'make test    check, run the tests on two Pythons, try the wheel'
+	echo 'make bench   compare with other servers (ARGS: options of benchmarks/compare.py)'
 	echo 'make check   ruff and mypy'
 	echo 'make format  put the sources in shape'
 	echo 'make clean   remove the virtual environments and caches'
@@ -28,6 +30,9 @@ test: check
 	$(BIN)/python -m pytest -q
 	$(BIN)/python tools/newest_python.py
 	$(BIN)/python tools/check_wheel.py
+
+bench: $(VENV)/.runtime
+	exec $(BIN)/python benchmarks/compare.py $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
