@@ -6,12 +6,14 @@ import math
 import secrets
 import select
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
 import anyio
+import anyio.abc
 import anyio.lowlevel
 import pytest
 import structlog.testing
@@ -23,6 +25,7 @@ from harness.redis import RedisServer, redis_server
 from mcp_hybrid.backplane import (
     Backplane,
     BackplaneUnavailableError,
+    Entry,
     Holder,
     LogLimits,
     MemoryBackplane,
@@ -211,6 +214,139 @@ async def check(backplane: Backplane, stream: StreamKey, start: str, written: li
     """Every delivery is what was written to this stream, in order, and nothing else."""
     if written:
         assert [entry.data for entry in await backplane.read(stream, start)] == written
+
+
+# ---- two workers, and all of it at once
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make_two(request: pytest.FixtureRequest) -> Callable[[], list[Backplane]]:
+    """Make what two workers of a deployment have: in memory they can only be one."""
+
+    def make() -> list[Backplane]:
+        if request.param == "memory":
+            return [MemoryBackplane()] * 2
+        server: RedisServer = request.getfixturevalue("shared_redis")
+        prefix = f"test-{secrets.token_hex(4)}:"
+        return [RedisBackplane(server.url, prefix=prefix) for _ in range(2)]
+
+    return make
+
+
+class World:
+    """What two workers have done, and what each follower, session and worker is therefore to be told."""
+
+    def __init__(self, workers: list[Backplane], tasks: anyio.abc.TaskGroup) -> None:
+        self.workers = workers
+        self.tasks = tasks
+        self.starts: dict[StreamKey, str] = {}
+        self.written: defaultdict[StreamKey, dict[str, bytes | None]] = defaultdict(dict)
+        self.followers: list[tuple[StreamKey, str, list[Entry]]] = []
+        self.states: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+        self.told: list[list[Signal]] = [[], []]
+        self._number = 0
+
+    async def take(self, step: str, worker: int, stream: StreamKey, other: StreamKey) -> None:
+        """Take one step; `other` is a stream, of the same session or of another one, that it must have no part in."""
+        self._number += 1
+        for each in (stream, other):
+            if each not in self.starts:
+                self.starts[each] = await self.workers[worker].tail(each)
+        await getattr(self, step)(worker, stream, other)
+
+    async def append(self, worker: int, stream: StreamKey, _other: StreamKey) -> None:
+        await self._add(worker, stream, f"{stream} {self._number}".encode())
+
+    async def append_at_once(self, worker: int, stream: StreamKey, other: StreamKey) -> None:
+        async with anyio.create_task_group() as tasks:
+            for who, where in ((worker, stream), (1 - worker, stream), (worker, other), (1 - worker, other)):
+                tasks.start_soon(self._add, who, where, f"{where} {self._number} {who} {where == other}".encode())
+
+    async def end(self, worker: int, stream: StreamKey, _other: StreamKey) -> None:
+        await self._add(worker, stream, None)
+
+    async def follow(self, worker: int, stream: StreamKey, _other: StreamKey) -> None:
+        """Follow a stream from one of its messages, or from before the first."""
+        begun = [self.starts[stream], *(id_ for id_, data in self.written[stream].items() if data is not None)]
+        after = begun[self._number % len(begun)]
+        seen: list[Entry] = []
+        self.followers.append((stream, after, seen))
+        self.tasks.start_soon(self._follow, self.workers[worker], stream, after, seen)
+
+    async def read_by_a_foreign_cursor(self, worker: int, stream: StreamKey, other: StreamKey) -> None:
+        own = {(id_, data) for id_, data in self.written[stream].items()}
+        for cursor in (self.starts[other], *self.written[other]):
+            with suppress(UnknownEventError):  # or by chance it is one of this stream's, too
+                assert {*map(tuple, await self.workers[worker].peek(stream, cursor))} <= own
+
+    async def keep(self, worker: int, stream: StreamKey, other: StreamKey) -> None:
+        value = str(self._number).encode() if self._number % 4 else None
+        await self.workers[worker].save_state(stream.session, {other.name: value}, time.time() + 60)
+        self.states[stream.session].pop(other.name, None)
+        if value is not None:
+            self.states[stream.session][other.name] = value
+        for session in (stream.session, other.session):
+            assert await self.workers[1 - worker].load_state(session) == self.states[session]
+
+    async def tell(self, worker: int, stream: StreamKey, _other: StreamKey) -> None:
+        signal = Signal(SignalKind.CANCEL, stream.session, str(self._number).encode())
+        if self._number % 2:
+            await self.workers[worker].broadcast(signal)
+        else:
+            await self.workers[worker].send(self.workers[1 - worker].worker, signal)
+        if self.workers[worker].shared:
+            self.told[1 - worker].append(signal)
+
+    async def end_all(self) -> None:
+        for stream in self.starts:
+            await self._add(0, stream, None)
+
+    def check(self) -> None:
+        """Check that every follower was told all that came after its cursor, in order, and nothing else."""
+        for stream, after, seen in self.followers:
+            due = [(id_, data) for id_, data in self.written[stream].items() if place(id_) > place(after)]
+            assert [*map(tuple, seen)] == sorted(due, key=lambda entry: place(entry[0]))
+
+    async def _add(self, worker: int, stream: StreamKey, data: bytes | None) -> None:
+        over = None in self.written[stream].values()
+        added_as = await self.workers[worker].append(stream, data)
+        assert (added_as is None) is over
+        if added_as is not None:
+            self.written[stream][added_as] = data
+
+    async def _follow(self, backplane: Backplane, stream: StreamKey, after: str, seen: list[Entry]) -> None:
+        while not seen or seen[-1].data is not None:
+            seen += await backplane.read(stream, seen[-1].id if seen else after)
+
+
+def place(entry: str) -> tuple[int, ...]:
+    """Give what puts the ids of a log in order; those in memory begin with a name."""
+    return tuple(int(part, 16) for part in entry.split("-"))
+
+
+ANY_STREAM = st.builds(StreamKey, st.sampled_from(["a", "b"]), st.sampled_from(["s", "c1", "c2"]))
+STEPS = ["append", "append_at_once", "end", "follow", "read_by_a_foreign_cursor", "keep", "tell"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(plan=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1), ANY_STREAM, ANY_STREAM), max_size=40))
+async def test_whatever_two_workers_do_everybody_is_told_what_is_theirs_and_nothing_else(
+    make_two: Callable[[], list[Backplane]], plan: list[tuple[str, int, StreamKey, StreamKey]]
+) -> None:
+    workers = make_two()
+    async with running(*dict.fromkeys(workers)) as heard:
+        if len(heard) == 2:
+            await until(lambda: all(getattr(each, "_heard_at") > -math.inf for each in workers))  # noqa: B009
+        with anyio.fail_after(SOON):
+            async with anyio.create_task_group() as tasks:
+                world = World(workers, tasks)
+                for step in plan:
+                    await world.take(*step)
+                await world.end_all()
+        world.check()
+        if len(heard) == 2:
+            await until(lambda: [*map(len, heard)] == [*map(len, world.told)])
+            assert heard == world.told
 
 
 # ---- what only a shared one can
