@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from pydantic_core import from_json
 
 from clients import page
 from clients.matrix import CANNOT, Line, compared, is_worse
-from clients.rows import ROWS, Row, Why
+from clients.rows import INSPECTOR, ROWS, TYPESCRIPT_1, TYPESCRIPT_2, Row, Why
 from harness.tools import need
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "compatibility.py"
+CLIENTS = ROOT / "tests" / "clients"
 PAGE = (ROOT / "docs" / "compatibility.md").read_text()
 
 PATIENCE = 600
@@ -48,6 +52,30 @@ def test_no_client_fares_worse_than_the_page_says() -> None:
 def test_the_page_has_every_client() -> None:
     for title in (page.OURS, page.THEIRS):
         assert list(page.read(PAGE, title)) == [row.name for row in ROWS]
+
+
+def pinned() -> dict[str, str]:
+    """Give the versions of the clients that are pinned, by the beginning of their names in the table."""
+    npm = from_json((CLIENTS / "package.json").read_text(encoding="utf-8"))["dependencies"]
+    (sdk1,) = re.findall(r"^mcp==(\S+)$", (CLIENTS / "sdk1.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (fastmcp,) = [one.removeprefix("fastmcp==") for one in extras["dev"] if one.startswith("fastmcp==")]
+    return {
+        "TypeScript sdk 1": npm[TYPESCRIPT_1],
+        "TypeScript client 2": npm[TYPESCRIPT_2],
+        "MCP Inspector": npm[INSPECTOR],
+        "Python mcp 1": sdk1,
+        "FastMCP 4": fastmcp,
+    }
+
+
+@pytest.mark.parametrize("title", [page.OURS, page.THEIRS])
+def test_the_page_names_the_versions_that_are_tried(title: str) -> None:
+    table = PAGE.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    versions = dict(re.findall(r"^\| ([^|]+) \| ([\d.]+) \|", table, re.MULTILINE))
+    for client, version in pinned().items():
+        named = {found for row, found in versions.items() if row.startswith(client)}
+        assert named == {version}, client
 
 
 def test_every_client_goes_on_after_a_restart() -> None:
