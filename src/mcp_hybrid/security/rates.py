@@ -14,7 +14,7 @@ from typing import Final
 from pyrate_limiter import Decision, Rate, RateItem, StateBucket
 
 CALLERS_REMEMBERED: Final = 10_000
-"""Callers whose bucket is kept at a time, 7 MB of them. One that is forgotten before its time starts with a full one."""
+"""Callers whose bucket is kept at a time: 7 MB of them. Who is forgotten before its time starts with a full one."""
 
 _FORGOTTEN_AT_ONCE: Final = 2
 """Idle callers that each new one pushes out: more than come, so that none stays for long."""
