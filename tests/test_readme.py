@@ -55,8 +55,6 @@ OTHERS_OPTIONS = {
     *("--graceful-timeout", "--spec-version"),  # Hypercorn, the conformance suite
 }
 """Options of other programs that the documents use."""
-SCRIPTS_VARIABLE = "MCP_HYBRID_CACHE"
-"""Where scripts of this repository keep what they download: no setting of the server's."""
 SET_UP = 300.0
 """Seconds that `make serve` may take: it makes a virtual environment and downloads what is needed."""
 
@@ -357,7 +355,7 @@ def test_every_setting_that_is_named_exists(document: str) -> None:
     assigned = {found[1] for each in code if (found := re.fullmatch(r"(\w+) = \S+", each))}
     assert assigned <= set(FIELDS)
     variables = {name for each in code for name in re.findall(r"MCP_HYBRID_[A-Z_]+[A-Z]", each)}
-    assert variables <= {CONFIG_VARIABLE, SCRIPTS_VARIABLE, *map(variable, FIELDS)}
+    assert variables <= {CONFIG_VARIABLE, *map(variable, FIELDS)}
 
 
 def test_every_setting_the_readme_names_without_a_section_exists() -> None:

@@ -5,7 +5,7 @@
     python tools/compatibility.py --write          writes the page, with the SDK's own server measured beside ours
 
 The clients that are not in the environment of this script are installed, pinned, into .cache/clients (or `clients`
-under the folder that MCP_HYBRID_CACHE names): npm packages, and another Python SDK. That needs npm and curl.
+under the folder that TESTS_CACHE names): npm packages, and another Python SDK. That needs npm and curl.
 """
 
 # ruff: noqa: E402 - the harness of the tests is found only once the path is set

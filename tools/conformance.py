@@ -4,7 +4,7 @@
     python tools/conformance.py 2025-11-25 --runs 10  one leg, ten times in a row
 
 Both published versions of the suite come from npm, and so does Node 22 where the machine's is older. They are kept in
-.cache/conformance, or in `conformance` under the folder that MCP_HYBRID_CACHE names.
+.cache/conformance, or in `conformance` under the folder that TESTS_CACHE names.
 """
 
 from __future__ import annotations
@@ -275,7 +275,7 @@ def installed(name: str, package: str) -> Path:
 
 def folder(*names: str) -> Path:
     """Give a folder of the cache, made where it is missing."""
-    cache = Path(os.environ.get("MCP_HYBRID_CACHE") or ROOT / ".cache")
+    cache = Path(os.environ.get("TESTS_CACHE") or ROOT / ".cache")
     place = cache.absolute().joinpath("conformance", *names)
     place.mkdir(parents=True, exist_ok=True)
     return place

@@ -1,6 +1,6 @@
 """The clients that are not in the environment of the tests, installed once into a cache and pinned to the last file.
 
-They are kept in .cache/clients, or in `clients` under the folder that MCP_HYBRID_CACHE names. What is kept is named
+They are kept in .cache/clients, or in `clients` under the folder that TESTS_CACHE names. What is kept is named
 after what was asked for, so a changed pin is a new folder.
 """
 
@@ -84,7 +84,7 @@ def kept(name: str, pins: Sequence[Path], fill: Callable[[Path], None]) -> Path:
 
 def filled(name: str, fill: Callable[[Path], None]) -> Path:
     """Give a folder of the cache. One that was left half made is made again."""
-    place = Path(os.environ.get("MCP_HYBRID_CACHE") or ROOT / ".cache").absolute() / "clients" / name
+    place = Path(os.environ.get("TESTS_CACHE") or ROOT / ".cache").absolute() / "clients" / name
     if not (place / _MARK).exists():
         print(f"installing {place}", file=sys.stderr, flush=True)  # noqa: T201 - it takes a while
         shutil.rmtree(place, ignore_errors=True)
