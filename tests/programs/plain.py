@@ -124,6 +124,7 @@ async def asked(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
     request = Request(dict(scope), receive)  # type: ignore[arg-type]  # any mapping does
     await request.body()
     await send(STREAM)
+    await send({"type": "http.response.body", "body": b"data: x\n\n", "more_body": True})
     for _ in range(120):
         if await request.is_disconnected():
             say("noticed")

@@ -53,8 +53,9 @@ class HardenedHTTPStream(HTTPStream):
 class HardenedH11Protocol(H11Protocol):
     """One HTTP/1.1 connection.
 
-    What belongs together is written together: the head of an answer with the first part of its body (until which, by
-    ASGI, it is not sent), and the last part with the end. One write for most answers, where Hypercorn makes three.
+    What belongs together is written together: the head of an answer with the first part of its body (before which, by
+    ASGI, nothing of it may be sent), and the last part with the end. One write for most answers, where Hypercorn makes
+    three.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
