@@ -14,6 +14,8 @@ import pytest
 
 from harness.redis import RedisServer
 
+pytestmark = pytest.mark.once
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 

@@ -16,6 +16,8 @@ from clients.matrix import CANNOT, Line, compared, is_worse
 from clients.rows import INSPECTOR, ROWS, TYPESCRIPT_1, TYPESCRIPT_2, Row, Why
 from harness.tools import need
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools" / "compatibility.py"
 CLIENTS = ROOT / "tests" / "clients"

@@ -17,7 +17,7 @@ LEGS: list[str] = [leg.name for leg in runpy.run_path(str(TOOL))["LEGS"]]
 RUNS = {"2025-11-25": 10}
 """How many times in a row a leg is run, where it is not once: what comes out must not depend on luck."""
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.once]
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ from mcp_hybrid.cli import app as command_line
 from mcp_hybrid.sessions.seal import fresh_key
 from mcp_hybrid.settings import CONFIG_VARIABLE, FIELDS, load, variable
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [
