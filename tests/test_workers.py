@@ -522,6 +522,7 @@ async def test_the_example_configuration_serves_with_two_workers_that_share_a_re
     environ = {"MCP_HYBRID_BACKPLANE": shared_redis.url, "MCP_HYBRID_SESSIONS__KEYS": KEY}
     tally = Tally()
     with serve(program("numbered"), "--config", str(example), env=environ) as server:
+        server.wait_for_log('"serving"')  # which is said when all workers are up
         with trio.fail_after(LONGEST):
             for number in range(4):
                 heard, _ = await converse_by_sdk(server.url, f"two-{number}")
@@ -533,10 +534,12 @@ async def test_the_example_configuration_serves_with_two_workers_that_share_a_re
 
 @pytest.mark.process
 async def test_without_a_shared_backplane_workers_share_sessions_and_one_line_says_what_they_do_not() -> None:
-    with serve(program("numbered"), "--workers", "2") as server, trio.fail_after(LONGEST):
-        for _ in range(20):  # on connections of their own, so that both workers get some
-            session = await open_session(server.port)
-            assert await change(server.port, session) == (200, "x/not subscribed")
+    with serve(program("numbered"), "--workers", "2") as server:
+        server.wait_for_log('"serving"')  # which is said when all workers are up
+        with trio.fail_after(LONGEST):
+            for _ in range(20):  # on connections of their own, so that both workers get some
+                session = await open_session(server.port)
+                assert await change(server.port, session) == (200, "x/not subscribed")
     assert server.log.count(UNSHARED) == 1
 
 
