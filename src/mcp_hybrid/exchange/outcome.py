@@ -86,7 +86,9 @@ async def run(
         context.close()
         running.discard(context)
         current.reset(token)
-    return _interruption(request_id, context.interrupted, limit.seconds if limit is not None else math.inf)
+    return _interruption(
+        request_id, context.interrupted or Interruption.TIMED_OUT, limit.seconds if limit is not None else math.inf
+    )
 
 
 def _result(request_id: RequestId, result: Mapping[str, Any]) -> bytes:
@@ -129,7 +131,7 @@ _WHY: Final = {
 }
 
 
-def _interruption(request_id: RequestId, why: Interruption | None, limit: float) -> Outcome:
+def _interruption(request_id: RequestId, why: Interruption, limit: float) -> Outcome:
     """Return the outcome of a request that was stopped.
 
     A cancelled one should not be answered (C1), but at these revisions an HTTP exchange ends with a response, and a
@@ -137,10 +139,7 @@ def _interruption(request_id: RequestId, why: Interruption | None, limit: float)
     """
     if why is Interruption.CLIENT_GONE:
         return Outcome(None)
-    if why is None or why not in _WHY:
-        code, message = INTERNAL_ERROR, f"The request was stopped after {limit:g} s, the server's limit."
-    else:
-        code, message = _WHY[why]
+    code, message = _WHY.get(why, (INTERNAL_ERROR, f"The request was stopped after {limit:g} s, the server's limit."))
     return Outcome(error_body(request_id, code, message), 200, code, message)
 
 

@@ -15,7 +15,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
-from mcp.server.runner import aclose_shielded
 from mcp.shared.dispatcher import Outbound
 from mcp_types import InitializeRequestParams
 
@@ -304,12 +303,12 @@ class Registry:
 
     async def _release_evicted(self) -> None:
         while self._evicted:
-            await _release(self._evicted.pop())
+            await self._evicted.pop().clean_up()
 
     async def _hibernate(self, session: LiveSession) -> None:
         if self._take(session.hash) is not None:
             self.counts.add(Count.HIBERNATED)
-            await _release(session.connection)
+            await session.connection.clean_up()
 
     async def _expire(self, digest: str) -> None:
         if digest in self._live:
@@ -325,7 +324,7 @@ class Registry:
             log.info("what a session left on the backplane is left to run out", session=digest[:12])
         if session is not None:
             session.end()
-            await _release(session.connection)
+            await session.connection.clean_up()
 
 
 def _longest_idle(sessions: OrderedDict[str, LiveSession]) -> Iterator[LiveSession]:
@@ -334,12 +333,6 @@ def _longest_idle(sessions: OrderedDict[str, LiveSession]) -> Iterator[LiveSessi
         session = next(iter(sessions.values()))
         yield session
         sessions.move_to_end(session.hash)
-
-
-async def _release(connection: SessionConnection) -> None:
-    """Run what the application has pushed on the connection's exit stack: bounded, and it cannot fail."""
-    if connection.has_clean_up:
-        await aclose_shielded(connection)
 
 
 def hash_of(session_id: str) -> str:
