@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import skipping
+from harness import logs, skipping
 from harness.redis import RedisServer, redis_server
 from mcp_hybrid.backplane.redis import ends
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have a skip be a failure where CI is set."""
+    """Have a skip be a failure where CI is set, and a failure show what the servers said."""
     config.pluginmanager.register(skipping, "skipping in CI")
+    config.pluginmanager.register(logs, "logs of servers")
 
 
 @pytest.fixture(scope="session")

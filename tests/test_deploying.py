@@ -32,7 +32,7 @@ from pydantic_core import from_json
 
 from harness.mcp import body, headers, request
 from harness.process import ServerProcess, free_port
-from harness.proxies import nginx_with
+from harness.proxies import is_old, nginx_with
 from harness.tools import need
 from mcp_hybrid.settings import FIELDS, load, variable
 
@@ -272,10 +272,11 @@ def test_nginx_is_checked_before_it_is_reloaded(bare: Machine) -> None:
 
 @pytest.mark.process
 def test_caddy_takes_the_file_as_it_is(bare: Machine) -> None:
-    need("caddy")
+    program = need("caddy")
     here = {"XDG_DATA_HOME": str(bare.root), "XDG_CONFIG_HOME": str(bare.root), "HOME": str(bare.root)}
     told, _, command_ = BLOCKS["caddy"].strip().partition(" caddy run ")
-    assert told == f"MCP_SITE={NAME}"
+    assert told == f"MCP_SITE={NAME} MCP_BUFFER=buffer_requests"
+    told = told if is_old(program) else f"MCP_SITE={NAME}"
     validated = subprocess.run(
         ["sh", "-ec", f"{told} caddy validate --adapter caddyfile {command_}"],
         cwd=bare.clone,

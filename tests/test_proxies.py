@@ -15,6 +15,7 @@ import anyio
 import h11
 import httpx2
 import pytest
+import trio
 from mcp.client.session import IncomingMessage
 from mcp_types import ElicitRequestParams, ElicitResult, ToolListChangedNotification
 
@@ -246,6 +247,26 @@ def test_a_larger_body_is_refused_in_json_rpc_whoever_refuses_it(proxy: ServerPr
     answer = post(proxy.url, sized(size))
     assert (answer.status_code, answer.headers["content-type"]) == (413, "application/json")
     assert answer.json()["error"]["code"] == -32600
+
+
+@pytest.mark.parametrize("start", PROXIES.values(), ids=PROXIES)
+async def test_a_request_is_taken_in_whole_before_it_is_passed_on(start: Any) -> None:
+    """Caddy 2.6.2 otherwise may still be reading it when the answer comes, and then cuts it off now and then."""
+    (upstream,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with upstream:
+        with start(upstream.socket.getsockname()[1]) as proxy:
+            async with await trio.open_tcp_stream("127.0.0.1", proxy.port) as client:
+                head = ("POST /mcp HTTP/1.1", f"Host: 127.0.0.1:{proxy.port}", "Content-Length: 9", "", "half,")
+                await client.send_all("\r\n".join(head).encode())
+                with trio.move_on_after(NOTHING_CAME) as waiting:
+                    await upstream.accept()
+                assert waiting.cancelled_caught
+                await client.send_all(b"rest")
+                with trio.fail_after(60):
+                    behind, came = await upstream.accept(), b""
+                    async with behind:
+                        while not came.endswith(b"half,rest"):
+                            came += await behind.receive_some()
 
 
 def post(url: str, content: bytes, *more: tuple[str, str]) -> httpx2.Response:

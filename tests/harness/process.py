@@ -19,7 +19,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from random import sample
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, ClassVar, Self
 
 import pytest
 
@@ -38,6 +38,9 @@ Argv = Callable[[int], Sequence[str]]
 class ServerProcess:
     """One server process, as a context manager; leaving it stops the process in order and checks its exit code."""
 
+    known: ClassVar[list[ServerProcess]] = []
+    """Those that are up or have been, for `harness.logs`."""
+
     def __init__(
         self, argv: Argv, env: Mapping[str, str] | None = None, *, path: str = "/mcp", deadline: float = 120
     ) -> None:
@@ -50,6 +53,15 @@ class ServerProcess:
         self._stack = ExitStack()
         self._log: IO[bytes] | None = None
         self._last_log = ""
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self._argv(self.port)[0]).name} on {self.port}"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it was left: the log will not grow any more."""
+        return self._log is None
 
     @property
     def url(self) -> str:
@@ -69,6 +81,7 @@ class ServerProcess:
         with ExitStack() as stack:
             self._log = stack.enter_context(tempfile.NamedTemporaryFile(prefix="server-", suffix=".log"))
             stack.callback(self._keep_log)
+            self.known.append(self)
             stack.callback(self.kill)
             self.start()
             self._stack = stack.pop_all()

@@ -5,6 +5,7 @@ Only what stands around them is written here: where to listen, where the upstrea
 
 from __future__ import annotations
 
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -75,6 +76,12 @@ def nginx_with(sites: Callable[[int], str]) -> Iterator[ServerProcess]:
             yield process
 
 
+def is_old(caddy: str) -> bool:
+    """Whether this Caddy is Debian's, which wants to be told otherwise that it is to take requests in whole."""
+    version = subprocess.run([caddy, "version"], capture_output=True, text=True, check=True).stdout
+    return version.removeprefix("v").startswith("2.6.2")
+
+
 @contextmanager
 def caddy(*upstreams: int, caddyfile: Path = CADDYFILE) -> Iterator[ServerProcess]:
     """Run Caddy in front of these ports."""
@@ -84,6 +91,7 @@ def caddy(*upstreams: int, caddyfile: Path = CADDYFILE) -> Iterator[ServerProces
         main.write_text(_CADDY_MAIN.format(caddyfile=caddyfile), encoding="utf-8")
         command = [program, "run", "--adapter", "caddyfile", "--config", str(main)]
         env = {
+            **({"MCP_BUFFER": "buffer_requests"} if is_old(program) else {}),
             "MCP_UPSTREAM": " ".join(f"127.0.0.1:{upstream}" for upstream in upstreams),
             "XDG_DATA_HOME": name,
             "XDG_CONFIG_HOME": name,
