@@ -30,6 +30,9 @@ from mcp_hybrid.targets import load_target
 
 KEEP_ALIVE_TIMEOUT: Final = 75.0
 """Seconds an idle connection is kept: longer than the usual 60 s of a load balancer, which must close first."""
+BACKLOG: Final = 2048
+"""Connections that wait to be taken, as far as the system lets them. Hypercorn's 100 is passed when all clients come back
+after a restart; one for which there is no room tries again a second later."""
 SETTLING: Final = 0.05
 """Seconds before we say that we serve: a lifespan that fails lets Hypercorn report itself started first."""
 YOUNG: Final = 10_000
@@ -137,6 +140,7 @@ def _config(listeners: Sequence[socket.socket], settings: Settings) -> Config:
     config.h11_max_incomplete_size = config.h2_max_header_list_size = settings.limits.headers
     # Handed over, not shared: a second descriptor would go on taking connections while Hypercorn drains.
     config.bind = [f"fd://{listener.detach()}" for listener in listeners]
+    config.backlog = BACKLOG
     config.keep_alive_timeout = KEEP_ALIVE_TIMEOUT
     config.read_timeout = None  # it would cut streams that are alive
     config.accesslog = None  # ours has the route and the method; theirs copies the environment per request
