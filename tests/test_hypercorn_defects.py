@@ -15,9 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Event
 from uuid import uuid4
 
 import httpx2
@@ -316,6 +317,36 @@ def an_idle_http2_connection_is_cut_off_under_its_client(server: Shown) -> bool:
             return True
 
 
+def who_comes_late_is_let_in_one_by_one(server: Shown) -> bool:
+    busy, late = 10, 80  # which is less than may wait to be let in
+    answered = 0
+    over = Event()
+
+    def call_on_and_on() -> None:
+        nonlocal answered
+        with connected(server.port) as client:
+            while not over.is_set():
+                client.sendall(get("/busy"))
+                assert client.recv(4096).startswith(b"HTTP/1.1 413")
+                answered += 1
+
+    with ThreadPoolExecutor(busy) as pool, ExitStack() as stack:
+        stack.callback(over.set)
+        calling = [pool.submit(call_on_and_on) for _ in range(busy)]
+        assert soon(lambda: answered > 10 * busy)
+        os.kill(server.pid, signal.SIGSTOP)
+        clients = [stack.enter_context(connected(server.port, get("/"))) for _ in range(late)]
+        before = answered
+        os.kill(server.pid, signal.SIGCONT)
+        for client in clients:
+            assert client.recv(4096).startswith(b"HTTP/1.1 413")
+        meanwhile = answered - before
+        over.set()
+        for each in calling:
+            each.result()
+    return meanwhile > late / 2
+
+
 DEFECTS: list[tuple[str, Callable[[Shown], bool], list[str]]] = [
     ("1", data_after_an_early_answer, ["-w", "0"]),
     ("2", a_path_that_is_not_ascii, ["-w", "0"]),
@@ -332,6 +363,7 @@ DEFECTS: list[tuple[str, Callable[[Shown], bool], list[str]]] = [
     ("15", an_http2_client_that_goes_without_having_read_leaks_the_connection, ["-w", "0"]),
     ("16", streams_in_a_circle_hang_the_worker, ["-w", "0"]),
     ("20", an_idle_http2_connection_is_cut_off_under_its_client, ["-w", "1", "--graceful-timeout", "30"]),
+    ("21", who_comes_late_is_let_in_one_by_one, ["-w", "0"]),
 ]
 CASES = [pytest.param(show, options, id=f"{number} {show.__name__}") for number, show, options in DEFECTS]
 
@@ -419,6 +451,7 @@ def test_what_is_replaced_is_where_hypercorn_looks_for_it() -> None:
     # server/worker.py: harden
     serving = inspect.getsource(hypercorn_run.worker_serve)
     assert "TCPServer," in serving
+    assert serving.count("trio.SocketListener(") == 2
     assert "context = WorkerContext(max_requests)" in serving
     assert "async with TaskGroup() as task_group" in inspect.getsource(TCPServer.run)
     wrapper = inspect.getsource(hypercorn_protocol.ProtocolWrapper)

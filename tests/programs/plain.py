@@ -6,6 +6,7 @@ What happens in it goes to standard output, a word a line.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,19 @@ async def app(scope: Mapping[str, Any], receive: Receive, send: Send) -> None:
     elif scope["path"] == "/asked":
         await asked(scope, receive, send)
     else:
-        if scope["path"] == "/refuse-later":
-            await anyio.sleep(0.3)
-        await answer(send, 413)
+        await refuse(scope["path"], send)
 
 
 def say(word: str) -> None:
     print(word, flush=True)  # noqa: T201 - what the tests read
+
+
+async def refuse(path: str, send: Send) -> None:
+    if path == "/refuse-later":
+        await anyio.sleep(0.3)
+    elif path == "/busy":
+        time.sleep(0.01)  # noqa: ASYNC251 - the processor's time, as a call takes it
+    await answer(send, 413)
 
 
 async def answer(send: Send, status: int) -> None:

@@ -19,12 +19,11 @@ import structlog
 import trio
 
 from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.server.accepting import BACKLOG
 from mcp_hybrid.server.stopping import Stopping, terminal_is_gone
 from mcp_hybrid.settings import Loaded, Settings
 from mcp_hybrid.telemetry.directory import prepare_multiprocess
 
-BACKLOG: Final = 1024
-"""Connections that wait to be taken, while workers are busy or being replaced. The system may allow fewer."""
 NOT_RELOADED: Final = "SIGHUP is ignored: one process cannot take its own place; give server.workers 2 or more for that"
 
 log = structlog.get_logger()

@@ -23,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from mcp_hybrid.app import HybridApp
 from mcp_hybrid.authentication import require
 from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.server.accepting import BACKLOG
 from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
 from mcp_hybrid.server.worker import HardenedTCPServer, harden
 from mcp_hybrid.settings import Settings
@@ -30,9 +31,6 @@ from mcp_hybrid.targets import load_target
 
 KEEP_ALIVE_TIMEOUT: Final = 75.0
 """Seconds an idle connection is kept: longer than the usual 60 s of a load balancer, which must close first."""
-BACKLOG: Final = 2048
-"""Connections that wait to be taken, as far as the system lets them. Hypercorn's 100 is passed when all clients come back
-after a restart; one for which there is no room tries again a second later."""
 SETTLING: Final = 0.05
 """Seconds before we say that we serve: a lifespan that fails lets Hypercorn report itself started first."""
 YOUNG: Final = 10_000

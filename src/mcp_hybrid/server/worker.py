@@ -28,6 +28,7 @@ from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import AppWrapper, LifespanState
 
 from mcp_hybrid.counts import Count, Counts
+from mcp_hybrid.server.accepting import EagerTrio
 from mcp_hybrid.server.draining import Drain, DrainingContext, Linger
 from mcp_hybrid.server.idle import IdleDeadline
 from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedH11Protocol, HardenedHTTPStream, HardenedWSStream
@@ -168,6 +169,7 @@ def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     """Have Hypercorn's Trio workers of this process use what is hardened here, and drain by `drain`."""
     # Each is put where Hypercorn looks it up: the modules of `worker_serve`, `TCPServer`, `ProtocolWrapper` and of both
     # protocols.
+    hypercorn.trio.run.trio = EagerTrio("trio")  # type: ignore[attr-defined]
     hypercorn.trio.run.TCPServer = HardenedTCPServer  # type: ignore[attr-defined]
     hypercorn.trio.tcp_server.TaskGroup = HardenedTaskGroup  # type: ignore[attr-defined]
     context = partial(DrainingContext, drain=drain, linger=linger)

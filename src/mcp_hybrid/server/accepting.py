@@ -1,0 +1,67 @@
+"""How connections are taken: all that wait, each time that the worker comes to it.
+
+Trio takes one connection and gives up its turn. In a busy worker a turn is as long as all the requests that have come
+meanwhile: of a thousand clients that come back after a restart, those that were taken first are served over and over,
+and the last one waits for seconds before it is let in.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, Final
+
+import trio
+
+BACKLOG: Final = 2048
+"""Connections that wait to be taken, while workers are busy or being replaced; the system may allow fewer. Hypercorn's
+own hundred is less than may come back after a restart, and one for which there is no room tries again a second later."""
+AT_ONCE: Final = 256
+"""Connections that are taken in one turn."""
+
+
+class EagerListener(trio.abc.Listener[trio.SocketStream]):
+    """A listener that has taken more connections than it was asked for, and gives those without waiting."""
+
+    def __init__(self, listening: trio.socket.SocketType) -> None:
+        self.socket = listening
+        self._listener = trio.SocketListener(listening)
+        self._taken: deque[trio.SocketStream] = deque()
+
+    async def accept(self) -> trio.SocketStream:
+        """Return a connection. Takes a turn of the scheduler, and may be cancelled, only when none is there yet.
+
+        Raises:
+            OSError: The system has no more descriptors, or the like.
+            trio.ClosedResourceError: It was closed.
+        """
+        if not self._taken:
+            self._taken.append(await self._listener.accept())
+            self._take_more()
+        return self._taken.popleft()
+
+    async def aclose(self) -> None:
+        """Take no more connections. None is left: whoever takes them takes all before it can be told to stop."""
+        await self._listener.aclose()
+
+    def _take_more(self) -> None:
+        waiting = socket.socket(fileno=self.socket.fileno())
+        try:
+            waiting.setblocking(False)
+            with suppress(OSError):  # none waits; or what is wrong will be wrong with the next one, too
+                while len(self._taken) < AT_ONCE:
+                    connection, _ = waiting.accept()
+                    self._taken.append(trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
+        finally:
+            waiting.detach()
+
+
+class EagerTrio(ModuleType):
+    """Trio, for a module that is to take connections eagerly."""
+
+    SocketListener = EagerListener
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(trio, name)
