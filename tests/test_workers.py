@@ -23,7 +23,7 @@ from harness.balancer import Balancer, Passed
 from harness.clients import on_trio_and_asyncio
 from harness.hybrid import KEY, Fleet, fleet
 from harness.mcp import Conversation
-from harness.numbered import Numbered, Tally, converse_by_sdk
+from harness.numbered import Tally, Together, converse_by_sdk
 from harness.process import ServerProcess, program, serve
 from harness.raw import RawClient
 from harness.redis import RedisServer, redis_server
@@ -44,12 +44,10 @@ ADD = mcp.tool("add", {"a": 1, "b": 2})
 ADA: Json = {"action": "accept", "content": {"name": "Ada"}}
 SOON = 60.0
 
-RAW, SDK = 970, 30
-"""Conversations that are held at once, by hand and by the SDK's client, which costs far more."""
-LONGEST = 600.0
+THOUSAND = 1000
+"""Conversations that are held at once."""
+LONGEST = 1200.0
 """Seconds until they are given up: far more than they take, also on a machine that does much else."""
-AT_ONCE = 50
-"""Calls of theirs that are under way at a time: all of them would tell how slow two cores are, and nothing else."""
 DONE_BY_THE_SDK = {
     "notifications/initialized": 1,
     "GET": 2,  # the standalone stream, and the rest of the stream that `poll` ended
@@ -492,23 +490,18 @@ async def test_the_sdks_client_never_notices_that_every_request_goes_to_another_
 
 @pytest.mark.process
 async def test_a_thousand_conversations_at_once_lose_double_and_misdeliver_nothing(cluster: Cluster) -> None:
-    tally, at_once = Tally(), trio.CapacityLimiter(AT_ONCE)
+    tally, together = Tally(), Together(THOUSAND)
     before = len(cluster.balancer.passed())
 
-    async def raw(n: str) -> None:
-        tally.count(n, await Numbered(cluster.balancer.port, n, at_once).converse())
-
-    async def sdk(n: str) -> None:
-        heard, _ = await converse_by_sdk(cluster.balancer.url, n)
+    async def converse(n: str) -> None:
+        heard, _ = await converse_by_sdk(cluster.balancer.url, n, together)
         tally.count(n, heard)
 
     with trio.fail_after(LONGEST):
         async with trio.open_nursery() as nursery:
-            for number in range(RAW):
-                nursery.start_soon(raw, f"raw-{number}")
-            for number in range(SDK):
-                nursery.start_soon(sdk, f"sdk-{number}")
-    assert tally == Tally(finished=RAW + SDK)
+            for number in range(THOUSAND):
+                nursery.start_soon(converse, f"conversation-{number}")
+    assert tally == Tally(finished=THOUSAND)
     assert_never_twice_in_a_row(cluster.balancer.passed()[before:])
     assert [server.log for server in cluster.servers] == [""] * 4
 

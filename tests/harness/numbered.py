@@ -1,20 +1,15 @@
-"""Conversations with `programs/numbered.py` in which every message has a number, so that each can be counted.
-
-One is held by the SDK's own client; the other writes its requests out, and is cheap enough to be held a thousand times.
-"""
+"""Conversations of the SDK's client with `programs/numbered.py`, whose every message has a number to be counted by."""
 
 from __future__ import annotations
 
+import ssl
 import warnings
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import anyio
-import trio
 from mcp import Client
 from mcp.shared.exceptions import MCPDeprecationWarning
 from mcp_types import (
@@ -27,11 +22,13 @@ from mcp_types import (
     TextContent,
 )
 
-from harness import mcp
 from harness.clients import Wire, connected, text_of
-from harness.raw import Head, RawClient
 
 Json = dict[str, Any]
+
+
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For all clients: each would make one of its own, which costs more than what it says."""
 
 
 def expected(n: str) -> list[str]:
@@ -60,7 +57,19 @@ class Tally:
         self.finished += 1
 
 
-# The SDK's client
+class Together:
+    """Where so many conversations wait for one another, so that all of them are held at once."""
+
+    def __init__(self, count: int) -> None:
+        self._missing = count
+        self._all = anyio.Event()
+
+    async def wait(self) -> None:
+        """Wait until as many wait."""
+        self._missing -= 1
+        if self._missing == 0:
+            self._all.set()
+        await self._all.wait()
 
 
 class _Callbacks:
@@ -93,16 +102,18 @@ class _Callbacks:
         self.heard.append(str(message))
 
 
-async def converse_by_sdk(url: str, n: str) -> tuple[list[str], Wire]:
-    """Hold one conversation with the SDK's client; give what it was told, and what went over the wire."""
-    told, wire = _Callbacks(n), Wire()
+async def converse_by_sdk(url: str, n: str, together: Together | None = None) -> tuple[list[str], Wire]:
+    """Hold one conversation, with those it is held `together` with; give what was told, and what went over the wire."""
+    told, wire = _Callbacks(n), Wire(verify=NO_TLS)
     async with connected(
         url, "legacy", wire, elicitation_callback=told.elicit, sampling_callback=told.sample,
         logging_callback=told.log, message_handler=told.message,
     ) as client:  # fmt: skip
         call = partial(_call, client, told)
-        await call("converse")
         await wire.until("GET")
+        if together is not None:
+            await together.wait()
+        await call("converse")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", MCPDeprecationWarning)  # what it calls is gone from 2026-07-28 on
             subscribing = client.session.subscribe_resource(f"number://{n}")
@@ -127,137 +138,3 @@ async def _hold_and_cancel(client: Client, told: _Callbacks) -> None:
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(partial(client.call_tool, "hold", {"n": told.n}, progress_callback=cancel))
-
-
-# Written out
-
-
-class Numbered:
-    """A client that writes its requests out, each on a connection of its own."""
-
-    def __init__(self, port: int, n: str, at_once: trio.CapacityLimiter) -> None:
-        """`at_once` bounds how many of all clients' calls are under way at a time."""
-        self.n = n
-        self.heard: list[str] = []
-        self._port = port
-        self._at_once = at_once
-        self._session: str | None = None
-        self._streaming = trio.Event()
-        self._updated = trio.Event()
-
-    async def converse(self) -> list[str]:
-        """Hold the conversation, and give what was heard."""
-        await self._open()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._listen)
-            await self._call("converse", 1)
-            await self._streaming.wait()
-            await self._send(mcp.request("resources/subscribe", {"uri": f"number://{self.n}"}, 2))
-            await self._call("change", 3)
-            await self._updated.wait()
-            await self._call("hold", 4)
-            await self._call("poll", 5)
-            async with self._at_once:
-                await self._end()
-        async with self._at_once:
-            await self._expect(404, "POST", mcp.tool("change", {"n": self.n}))
-        return self.heard
-
-    async def _open(self) -> None:
-        opening = mcp.initialize(capabilities={"elicitation": {}, "sampling": {}})
-        async with self._at_once:
-            async with self._exchange("POST", opening) as (head, client):
-                assert head.status == 200, head
-                await client.answer_body()
-            self._session = head.headers["mcp-session-id"]
-            await self._expect(202, "POST", mcp.notification("notifications/initialized"))
-
-    async def _end(self) -> None:
-        await self._expect(204, "DELETE")
-
-    async def _call(self, tool: str, id_: int) -> None:
-        await self._send(mcp.tool(tool, {"n": self.n}, id_, token=f"{self.n}/{id_}"))
-
-    async def _send(self, message: Json) -> None:
-        """Send a request, and come back for the rest of the answer where its stream ends early."""
-        id_ = message["id"]
-        async with self._at_once:
-            async with self._exchange("POST", message) as (head, client):
-                assert head.status == 200, head
-                if head.headers["content-type"] == "application/json":
-                    self._finish(await client.answer_json(), id_)
-                    return
-                last = await self._read(client, id_)
-            if last is not None:
-                async with self._exchange("GET", last_event_id=last) as (head, client):
-                    assert head.status == 200, head
-                    assert await self._read(client, id_) is None
-
-    async def _read(self, client: RawClient, id_: int) -> str | None:
-        """Read an answer's stream; give the last event id if it ended before the result."""
-        last = None
-        while (event := await client.event_or_end()) is not None:
-            last = event.id or last
-            if event.data and await self._take(event.json(), id_):
-                return None
-        return last
-
-    async def _take(self, message: Json, id_: int) -> bool:
-        """Take one message of an answer's stream; whether it was the result."""
-        method, params = message.get("method"), message.get("params", {})
-        if method is None:
-            self._finish(message, id_)
-            return True
-        if method == "notifications/progress":
-            assert params["progressToken"] == f"{self.n}/{id_}"
-            self.heard.append(params["message"])
-            if params["message"].endswith("/held"):
-                await self._expect(202, "POST", mcp.cancelled(id_))
-        elif method == "notifications/message":
-            self.heard.append(params["data"])
-        elif method == "elicitation/create":
-            self.heard.append(params["message"])
-            await self._answer(message, {"action": "accept", "content": {"number": f"{self.n}/elicited"}})
-        elif method == "sampling/createMessage":
-            self.heard.append(params["messages"][0]["content"]["text"])
-            content = {"type": "text", "text": f"{self.n}/sampled"}
-            await self._answer(message, {"role": "assistant", "content": content, "model": "m"})
-        else:
-            self.heard.append(str(message))
-        return False
-
-    def _finish(self, message: Json, id_: int) -> None:
-        assert message["id"] == id_, message
-        if "error" in message:
-            assert message["error"]["code"] == -32800, message
-        elif message["result"]:
-            self.heard.append(message["result"]["content"][0]["text"])
-
-    async def _answer(self, question: Json, value: Json) -> None:
-        await self._expect(202, "POST", mcp.result(question["id"], value))
-
-    async def _listen(self) -> None:
-        """Follow the GET stream until the session ends."""
-        async with self._exchange("GET") as (head, client):
-            assert head.status == 200, head
-            while (event := await client.event_or_end()) is not None:
-                self._streaming.set()
-                if event.data:
-                    self.heard.append(event.json()["params"]["uri"])
-                    self._updated.set()
-
-    async def _expect(self, status: int, http: str, message: Json | None = None) -> None:
-        async with self._exchange(http, message) as (head, client):
-            assert head.status == status, (http, message, head)
-            await client.answer_body()
-
-    @asynccontextmanager
-    async def _exchange(
-        self, http: str, message: Json | None = None, last_event_id: str | None = None
-    ) -> AsyncIterator[tuple[Head, RawClient]]:
-        since = [] if last_event_id is None else [("last-event-id", last_event_id)]
-        version = mcp.LEGACY if self._session is not None else None
-        fields = mcp.headers(self._session, version, *since, content_type="application/json" if message else None)
-        async with RawClient.open(self._port) as client:
-            await client.send(http, fields, mcp.body(message) if message is not None else b"")
-            yield await client.answer_head(), client

@@ -16,8 +16,10 @@ from typing import Any, Final
 import trio
 
 BACKLOG: Final = 2048
-"""Connections that wait to be taken, while workers are busy or being replaced; the system may allow fewer. Hypercorn's
-own hundred is less than may come back after a restart, and one for which there is no room tries again a second later."""
+"""Connections that wait to be taken, while workers are busy or being replaced; the system may allow fewer.
+
+Hypercorn's own hundred is less than may come back after a restart. Who finds no room tries again a second later.
+"""
 AT_ONCE: Final = 256
 """Connections that are taken in one turn."""
 
