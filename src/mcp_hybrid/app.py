@@ -345,6 +345,7 @@ class HybridApp:
             if visit.place is not None:
                 visit.place.leave()
             self._observer.finish(visit)
+            visit.send = send  # who records knows the visit: a circle, which would wait for the garbage collector
 
     def _recording(self, visit: _Visit, send: Send) -> Send:
         async def recording_send(event: Event) -> None:

@@ -28,6 +28,7 @@ class Alarm:
     def cancel(self) -> None:
         """Make it not happen. Does nothing once it has."""
         self._line.pop(self, None)
+        self.ring = _nothing  # whose alarm it was mostly holds it: a circle, which would wait for the garbage collector
 
 
 class Delay:
@@ -64,5 +65,10 @@ class Delay:
         time = now()
         for alarm in list(takewhile(lambda alarm: alarm.due <= time, self._line)):
             if alarm in self._line:  # not cancelled by one that rang before it
+                ring = alarm.ring
                 alarm.cancel()
-                alarm.ring()
+                ring()
+
+
+def _nothing() -> None:
+    pass

@@ -31,6 +31,10 @@ class _OverError(BrokenPipeError):
     """Says to who sends that nobody is there: an OSError, as ASGI 2.4 has it."""
 
 
+async def _nobody(_: ASGISendEvent | None) -> None:
+    raise _OverError("the request is over: its application has returned")
+
+
 class HardenedTaskGroup(TaskGroup):
     """The tasks of one connection."""
 
@@ -68,8 +72,11 @@ class _Request:
         """Set when there is room again, where somebody waits for it."""
 
     async def run(self, scope: Scope, receive: Any, send: Any, *spawners: Any) -> None:  # noqa: ARG002 - Hypercorn's
-        with suppress(_OverError):
-            await self._app(scope, receive, self.send, *spawners)
+        try:
+            with suppress(_OverError):
+                await self._app(scope, receive, self.send, *spawners)
+        finally:
+            self._to_client = _nobody  # whose stream holds this: a circle, which would wait for the garbage collector
 
     async def hand_over(self, event: ASGIReceiveEvent) -> None:
         if event["type"] == "http.disconnect":

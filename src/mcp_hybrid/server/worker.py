@@ -33,6 +33,7 @@ from mcp_hybrid.server.draining import Drain, DrainingContext, Linger
 from mcp_hybrid.server.idle import IdleDeadline
 from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedH11Protocol, HardenedHTTPStream, HardenedWSStream
 from mcp_hybrid.server.tasks import HardenedTaskGroup
+from mcp_hybrid.server.turns import first_come_first_served
 from mcp_hybrid.server.wire import wire_of
 from mcp_hybrid.settings import LimitSettings
 
@@ -79,6 +80,7 @@ class HardenedTCPServer(TCPServer):
         finally:
             HardenedTCPServer.count -= 1
             self.context.connections.discard(self)
+            vars(self).pop("protocol", None)  # which holds this: a circle, which would wait for the garbage collector
 
     async def cut(self) -> None:
         """Close the connection at once, whatever is being written."""
@@ -167,6 +169,7 @@ class HardenedTCPServer(TCPServer):
 
 def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     """Have Hypercorn's Trio workers of this process use what is hardened here, and drain by `drain`."""
+    first_come_first_served()
     # Each is put where Hypercorn looks it up: the modules of `worker_serve`, `TCPServer`, `ProtocolWrapper` and of both
     # protocols.
     hypercorn.trio.run.trio = EagerTrio("trio")  # type: ignore[attr-defined]
