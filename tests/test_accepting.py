@@ -1,4 +1,4 @@
-"""Connections are taken all at once, and none is lost by it."""
+"""Connections are taken several at a time by a worker that has many, and none is lost by it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ import pytest
 import trio
 import trio.testing
 
-from mcp_hybrid.server import accepting
 from mcp_hybrid.server.accepting import EagerListener
 
 
 @pytest.fixture
-async def listener() -> AsyncIterator[EagerListener]:
+async def opened() -> list[int]:
+    """How many connections are open, as far as the listener is told."""
+    return [1000]
+
+
+@pytest.fixture
+async def listener(opened: list[int]) -> AsyncIterator[EagerListener]:
     (plain,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with EagerListener(plain.socket) as eager:
+    async with EagerListener(plain.socket, lambda: opened[0]) as eager:
         yield eager
 
 
@@ -25,7 +30,7 @@ def connect(listener: EagerListener) -> socket.socket:
     return socket.create_connection(listener.socket.getsockname(), timeout=10)
 
 
-async def test_all_that_wait_are_taken_in_one_turn(listener: EagerListener) -> None:
+async def test_a_worker_that_has_many_takes_those_that_wait_in_one_turn(listener: EagerListener) -> None:
     with ExitStack() as stack:
         clients = [stack.enter_context(connect(listener)) for _ in range(20)]
         taken = [await listener.accept()]
@@ -50,15 +55,19 @@ async def test_where_none_waits_it_waits_for_the_next(listener: EagerListener) -
         assert waiting.cancelled_caught
 
 
-async def test_no_more_are_taken_in_a_turn_than_a_worker_should_start(
-    listener: EagerListener, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("count", "waits"),
+    [(0, [True] * 5), (1, [True] * 5), (2, [True, False, True, False, True]), (4, [True, False, False, True, False])],
+)
+async def test_one_that_has_few_leaves_the_others_to_other_workers(
+    listener: EagerListener, opened: list[int], count: int, waits: list[bool]
 ) -> None:
-    monkeypatch.setattr(accepting, "AT_ONCE", 3)
+    opened[0] = count
     with ExitStack() as stack:
-        for _ in range(5):
+        for _ in waits:
             stack.enter_context(connect(listener))
-        for checkpoints in (True, False, False, True, False):
-            look = trio.testing.assert_checkpoints if checkpoints else trio.testing.assert_no_checkpoints
+        for gives_up_its_turn in waits:
+            look = trio.testing.assert_checkpoints if gives_up_its_turn else trio.testing.assert_no_checkpoints
             with look():
                 stream = await listener.accept()
             await stream.aclose()

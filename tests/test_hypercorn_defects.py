@@ -318,7 +318,7 @@ def an_idle_http2_connection_is_cut_off_under_its_client(server: Shown) -> bool:
 
 
 def who_comes_late_is_let_in_one_by_one(server: Shown) -> bool:
-    busy, late = 10, 80  # which is less than may wait to be let in
+    busy, late = 10, 300
     answered = 0
     over = Event()
 
@@ -363,7 +363,7 @@ DEFECTS: list[tuple[str, Callable[[Shown], bool], list[str]]] = [
     ("15", an_http2_client_that_goes_without_having_read_leaks_the_connection, ["-w", "0"]),
     ("16", streams_in_a_circle_hang_the_worker, ["-w", "0"]),
     ("20", an_idle_http2_connection_is_cut_off_under_its_client, ["-w", "1", "--graceful-timeout", "30"]),
-    ("21", who_comes_late_is_let_in_one_by_one, ["-w", "0"]),
+    ("21", who_comes_late_is_let_in_one_by_one, ["-w", "0", "--backlog", "1000"]),
 ]
 CASES = [pytest.param(show, options, id=f"{number} {show.__name__}") for number, show, options in DEFECTS]
 

@@ -1,15 +1,18 @@
-"""How connections are taken: all that wait, each time that the worker comes to it.
+"""How connections are taken: the more of them a worker serves, the more it takes each time that it comes to it.
 
 Trio takes one connection and gives up its turn. In a busy worker a turn is as long as all the requests that have come
 meanwhile: of a thousand clients that come back after a restart, those that were taken first are served over and over,
-and the last one waits for seconds before it is let in.
+and the last one waits for seconds before it is let in. Whoever took all that wait, on the other hand, would leave none
+to the other workers, which may have nothing to do.
 """
 
 from __future__ import annotations
 
 import socket
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import Any, Final
 
@@ -20,15 +23,17 @@ BACKLOG: Final = 2048
 
 Hypercorn's own hundred is less than may come back after a restart. Who finds no room tries again a second later.
 """
-AT_ONCE: Final = 256
-"""Connections that are taken in one turn."""
+SHARE: Final = 2
+"""For so many connections that are open, one more is taken at a time: a thousand are let in in some fifteen turns."""
 
 
 class EagerListener(trio.abc.Listener[trio.SocketStream]):
     """A listener that has taken more connections than it was asked for, and gives those without waiting."""
 
-    def __init__(self, listening: trio.socket.SocketType) -> None:
+    def __init__(self, listening: trio.socket.SocketType, count: Callable[[], int]) -> None:
+        """Listen. `count` tells how many connections are open."""
         self.socket = listening
+        self._count = count
         self._listener = trio.SocketListener(listening)
         self._taken: deque[trio.SocketStream] = deque()
 
@@ -41,19 +46,19 @@ class EagerListener(trio.abc.Listener[trio.SocketStream]):
         """
         if not self._taken:
             self._taken.append(await self._listener.accept())
-            self._take_more()
+            self._take_more(self._count() // SHARE)
         return self._taken.popleft()
 
     async def aclose(self) -> None:
         """Take no more connections. None is left: whoever takes them takes all before it can be told to stop."""
         await self._listener.aclose()
 
-    def _take_more(self) -> None:
+    def _take_more(self, most: int) -> None:
         waiting = socket.socket(fileno=self.socket.fileno())
         try:
             waiting.setblocking(False)
             with suppress(OSError):  # none waits; or what is wrong will be wrong with the next one, too
-                while len(self._taken) < AT_ONCE:
+                for _ in range(most):
                     connection, _ = waiting.accept()
                     self._taken.append(trio.SocketStream(trio.socket.from_stdlib_socket(connection)))
         finally:
@@ -63,7 +68,10 @@ class EagerListener(trio.abc.Listener[trio.SocketStream]):
 class EagerTrio(ModuleType):
     """Trio, for a module that is to take connections eagerly."""
 
-    SocketListener = EagerListener
+    def __init__(self, count: Callable[[], int]) -> None:
+        """Have its listeners know how many connections are open."""
+        super().__init__("trio")
+        self.SocketListener = partial(EagerListener, count=count)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(trio, name)

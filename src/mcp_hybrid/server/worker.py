@@ -172,7 +172,7 @@ def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     first_come_first_served()
     # Each is put where Hypercorn looks it up: the modules of `worker_serve`, `TCPServer`, `ProtocolWrapper` and of both
     # protocols.
-    hypercorn.trio.run.trio = EagerTrio("trio")  # type: ignore[attr-defined]
+    hypercorn.trio.run.trio = EagerTrio(lambda: HardenedTCPServer.count)  # type: ignore[attr-defined]
     hypercorn.trio.run.TCPServer = HardenedTCPServer  # type: ignore[attr-defined]
     hypercorn.trio.tcp_server.TaskGroup = HardenedTaskGroup  # type: ignore[attr-defined]
     context = partial(DrainingContext, drain=drain, linger=linger)
