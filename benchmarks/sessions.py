@@ -335,7 +335,7 @@ def restarted(kind: str, count: int, backplane: str) -> list[Row]:
     return [
         (f"sessions brought back a second, {kind} ({count}, one call each)", f"{count / first:.0f}"),
         ("the same calls a second, once they are live", f"{count / again:.0f}"),
-        ("CPU to bring one back", f"+{added:.0f} us"),
+        ("CPU to bring one back", f"{added:+.0f} us"),
     ]
 
 

@@ -71,8 +71,15 @@ FIGURES = [
     r"CPU of a tools/call in a session, memory, median +\d+ us",
     r"CPU of a tools/call in a session, Redis, median +\d+ us",
     r"DELETE with two workers that share a Redis, median +[\d.]+ ms",
-    r"sessions brought back a second \(40, one call each\) +\d+",
-    r"the same calls a second, once they are live +\d+",
+    *(
+        figure
+        for kind in ("memory", "Redis")
+        for figure in (
+            rf"sessions brought back a second, {kind} \(40, one call each\) +\d+",
+            r"the same calls a second, once they are live +\d+",
+            r"CPU to bring one back +[+-]\d+ us",
+        )
+    ),
 ]
 
 BYTES = {"offered": 100, "live": 2048, "hibernating": 100}
