@@ -102,8 +102,7 @@ _CALLS = (
     ("FastMCP on uvicorn + uvloop, stateful", SESSION_CALL, "fastmcp-stateful", 0.4),
 )
 
-_TAILS = (CALL, SESSION_CALL)
-_STATES = {CALL.name: "stateless", SESSION_CALL.name: "stateful"}
+_TAILS = ((CALL, "stateless"), (SESSION_CALL, "stateful"))
 _FORMS = {"SSE (its default)": "sse", "JSON": "json"}
 
 TARGETS = (
@@ -116,14 +115,14 @@ TARGETS = (
         1.7,
         _ratio(CALL.name, "hello-hypercorn", other=HELLO.name),
     ),
-    *(Target(f"p99 of a {work.title}, on 8 connections", 10, _own(work.name, "p99_ms"), "ms") for work in _TAILS),
+    *(Target(f"p99 of a {work.title}, on 8 connections", 10, _own(work.name, "p99_ms"), "ms") for work, _ in _TAILS),
     *(
         Target(
             f"p99 of a {work.title}, against the SDK on Hypercorn-Trio, {title}",
             0.25,
-            _ratio(work.name, f"sdk-hypercorn-{_STATES[work.name]}-{form}", name="p99_ms"),
+            _ratio(work.name, f"sdk-hypercorn-{state}-{form}", name="p99_ms"),
         )
-        for work in _TAILS
+        for work, state in _TAILS
         for title, form in _FORMS.items()
     ),
     Target("memory for each live session", 2, _own(MEMORY.name, "session_kib"), "KiB"),
