@@ -30,8 +30,9 @@ from hypercorn.typing import AppWrapper, LifespanState
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.server.accepting import EagerTrio
 from mcp_hybrid.server.draining import Drain, DrainingContext, Linger
+from mcp_hybrid.server.http1 import PlainHTTP1Protocol
 from mcp_hybrid.server.idle import IdleDeadline
-from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedH11Protocol, HardenedHTTPStream, HardenedWSStream
+from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedHTTPStream, HardenedWSStream
 from mcp_hybrid.server.tasks import HardenedTaskGroup
 from mcp_hybrid.server.turns import first_come_first_served
 from mcp_hybrid.server.wire import wire_of
@@ -180,7 +181,7 @@ def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     hypercorn.protocol.h11.HTTPStream = HardenedHTTPStream  # type: ignore[attr-defined]
     hypercorn.protocol.h11.WSStream = HardenedWSStream  # type: ignore[attr-defined]
     hypercorn.protocol.h2.WSStream = HardenedWSStream  # type: ignore[attr-defined]
-    hypercorn.protocol.H11Protocol = HardenedH11Protocol  # type: ignore[attr-defined]
+    hypercorn.protocol.H11Protocol = PlainHTTP1Protocol  # type: ignore[attr-defined]
     hypercorn.protocol.H2Protocol = HardenedH2Protocol  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,192 @@
+"""HTTP/1.1 where nothing about it is rare, in few steps; and Hypercorn's where something is.
+
+A connection starts here. One plain request after another is read by `plain_head` and answered by `plain_answer`. With the
+first that is not plain (a websocket, HTTP/2 in the clear, a body in chunks, `Expect`, another version, a method that is
+not known, anything wrong) the connection goes over to h11 for good, together with every byte of that request.
+
+What is refused, and how, is therefore what it was before. What waits is bounded as before, too: a head by
+`h11_max_incomplete_size`, and nothing is read on while a request waits for the answer to the one before it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from functools import lru_cache
+from typing import Any, Final
+
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.h11 import STREAM_ID
+
+from mcp_hybrid.server.plain_answer import PlainAnswer, interim
+from mcp_hybrid.server.plain_head import PlainHead, read_plain_head
+from mcp_hybrid.server.protocols import HardenedH11Protocol, HardenedHTTPStream
+
+_END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
+"""As h11 has it. A line that ends without a carriage return is h11's to judge."""
+
+
+class PlainHTTP1Protocol(HardenedH11Protocol):
+    """One HTTP/1.1 connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._plain = not self.config.h11_pass_raw_headers
+        self._head = b""
+        """What there is of the next request's head."""
+        self._missing = 0
+        """Bytes of the current request's body that are still to come."""
+        self._answer = PlainAnswer(ends=False)
+        self._closed = False
+
+    async def handle(self, event: Event) -> None:
+        """Take what came on the connection."""
+        if not self._plain:
+            await super().handle(event)
+        elif isinstance(event, RawData):
+            await self._take(event.data)
+        else:
+            self._closed = True
+            await self.can_read.set()
+            await super().handle(event)
+
+    async def _take(self, data: bytes) -> None:
+        if not data:
+            await self._take_end()
+            return
+        if self._missing:
+            part, data = data[: self._missing], data[self._missing :]
+            self._missing -= len(part)
+            if self.stream is not None:
+                await self._stream.take_body(part, more=self._missing > 0)
+        while data and not self._closed:
+            if self.stream is not None:  # this request waits for the answer to the one before it
+                await self.can_read.clear()
+                await self.can_read.wait()
+                continue
+            if not self._plain:
+                await super().handle(RawData(data))
+                return
+            data = await self._take_head(self._head + data)
+
+    async def _take_head(self, data: bytes) -> bytes:
+        """Take a request's head, with what came of its body. Returns what is left for the next."""
+        end = _END_OF_HEAD.search(data)
+        if end is None:
+            if len(data) > self.config.h11_max_incomplete_size or not data[:1].isupper():
+                return self._go_over(data)
+            self._head = data
+            return b""
+        read = read_plain_head(data[: end.end()]) if end.end() <= self.config.h11_max_incomplete_size else None
+        if read is None:
+            return self._go_over(data)
+        self._head = b""
+        head, length, ends = read
+        body = data[end.end() : end.end() + length]
+        self._missing = length - len(body)
+        await self._begin(head, ends)
+        if self.stream is not None:  # which a name of the server's that is none has ended
+            await self._stream.take_body(body, more=self._missing > 0)
+        return data[end.end() + length :]
+
+    def _go_over(self, data: bytes) -> bytes:
+        self._plain, self._head = False, b""
+        return data
+
+    async def _begin(self, head: PlainHead, ends: bool) -> None:
+        await self.send(Updated(idle=False))
+        self._answer = PlainAnswer(ends=ends or self.keep_alive_requests + 1 >= self.config.keep_alive_max_requests)
+        self.stream = HardenedHTTPStream(
+            self.app,
+            self.config,
+            self.context,
+            self.task_group,
+            self.ssl,
+            self.client,
+            self.server,
+            self.stream_send,
+            STREAM_ID,
+        )
+        await self.stream.handle(
+            Request(
+                stream_id=STREAM_ID,
+                headers=head.headers,
+                http_version="1.1",
+                method=head.method.decode("ascii"),
+                raw_path=head.target,
+                state=self.connection_state,
+            )
+        )
+        self.keep_alive_requests += 1
+        await self.context.mark_request()
+
+    @property
+    def _stream(self) -> HardenedHTTPStream:
+        assert isinstance(self.stream, HardenedHTTPStream)
+        return self.stream
+
+    async def _take_end(self) -> None:
+        """Take it that the client sends no more. Who has sent a whole request may still wait for its answer."""
+        if self._head:
+            head, self._head, self._plain = self._head, b"", False
+            await super().handle(RawData(head))
+            await super().handle(RawData(b""))
+        elif self._missing:
+            if not self._answer.begun:
+                headers = [(b"content-length", b"0"), (b"connection", b"close")]
+                await self.send(RawData(self._answer.head(400, [*headers, *self._server_headers()])))
+            await self.send(Closed())
+
+    # ---- the answer
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send a part of the answer; what belongs together at once, as in `HardenedH11Protocol`."""
+        if not self._plain:
+            await super().stream_send(event)
+        elif isinstance(event, Body):
+            await self._write(self._answer.body(event.data), hold=self._is_last)
+        elif isinstance(event, EndBody):
+            await self._write(self._answer.end())
+        elif isinstance(event, StreamClosed):
+            await self._maybe_recycle()
+        elif isinstance(event, Response):
+            headers = [*event.headers, *self._server_headers()]
+            if event.status_code < 200:
+                await self._write(interim(event.status_code, headers))
+            else:
+                await self._write(self._answer.head(event.status_code, headers), hold=True)
+
+    async def _write(self, data: bytes, *, hold: bool = False) -> None:
+        self._held += data
+        if self._held and not hold:
+            data, self._held = self._held, b""
+            await self.send(RawData(data))
+
+    def _server_headers(self) -> list[tuple[bytes, bytes]]:
+        return _server_headers(self.config, int(time.time()))
+
+    async def _maybe_recycle(self) -> None:
+        """Be ready for the next request, or end the connection."""
+        if not self._plain:
+            await super()._maybe_recycle()
+            return
+        await self._close_stream()
+        answer = self._answer
+        if answer.done and not answer.ends and not self._missing and not self.context.terminated.is_set():
+            await self.can_read.set()
+            await self.send(Updated(idle=True))
+            return
+        self._closed = True
+        await self.can_read.set()
+        with trio.CancelScope(shield=True):  # bounded: what it writes has a time limit of its own
+            await self.send(Closed())
+
+
+@lru_cache(maxsize=8)
+def _server_headers(config: Config, _second: int) -> list[tuple[bytes, bytes]]:
+    """Return the headers that Hypercorn adds to each answer. The time in them is of this second."""
+    return config.response_headers("h11")
