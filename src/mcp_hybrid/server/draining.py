@@ -20,6 +20,8 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext
 
+from mcp_hybrid.exchange.timers import Delay
+
 log = structlog.get_logger("mcp_hybrid")
 
 Drain = Callable[[float], Awaitable[None]]
@@ -52,8 +54,16 @@ class DrainingContext(WorkerContext):
         self.terminated = _Terminated(self._stopped_accepting, self._closing)
         self._drain = drain
         self._linger = linger
+        self._idle: Delay | None = None
         if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             self._outlive_sigterm()
+
+    def idle_line(self, seconds: float) -> Delay:
+        """Return where connections wait that may be idle for so long: all of a worker may be so for the same time."""
+        if self._idle is None:
+            self._idle = Delay(seconds)
+            trio.lowlevel.spawn_system_task(self._idle.run)
+        return self._idle
 
     def _outlive_sigterm(self) -> None:
         """Drain on SIGTERM where Hypercorn's own command would let it end the process at once."""

@@ -1,8 +1,8 @@
 """HTTP/1.1 where nothing about it is rare, in few steps; and Hypercorn's where something is.
 
-A connection starts here. One plain request after another is read by `plain_head` and answered by `plain_answer`. With the
-first that is not plain (a websocket, HTTP/2 in the clear, a body in chunks, `Expect`, another version, a method that is
-not known, anything wrong) the connection goes over to h11 for good, together with every byte of that request.
+A connection starts here. One plain request after another is read by `plain_head` and answered by `plain_stream`. With
+the first that is not plain (a websocket, HTTP/2 in the clear, a body in chunks, `Expect`, another version, a method
+that is not known, anything wrong) the connection goes over to h11 for good, together with every byte of that request.
 
 What is refused, and how, is therefore what it was before. What waits is bounded as before, too: a head by
 `h11_max_incomplete_size`, and nothing is read on while a request waits for the answer to the one before it.
@@ -11,20 +11,18 @@ What is refused, and how, is therefore what it was before. What waits is bounded
 from __future__ import annotations
 
 import re
-import time
-from functools import lru_cache
 from typing import Any, Final
 
 import trio
-from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Body, EndBody, Request, Response, StreamClosed
+from hypercorn.protocol.events import Body, EndBody, Response, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import STREAM_ID
 
-from mcp_hybrid.server.plain_answer import PlainAnswer, interim
+from mcp_hybrid.server.plain_answer import PlainAnswer
 from mcp_hybrid.server.plain_head import PlainHead, read_plain_head
-from mcp_hybrid.server.protocols import HardenedH11Protocol, HardenedHTTPStream
+from mcp_hybrid.server.plain_stream import PlainStream, server_headers
+from mcp_hybrid.server.protocols import HardenedH11Protocol
 
 _END_OF_HEAD: Final = re.compile(rb"\n\r?\n")
 """As h11 has it. A line that ends without a carriage return is h11's to judge."""
@@ -61,8 +59,8 @@ class PlainHTTP1Protocol(HardenedH11Protocol):
         if self._missing:
             part, data = data[: self._missing], data[self._missing :]
             self._missing -= len(part)
-            if self.stream is not None:
-                await self._stream.take_body(part, more=self._missing > 0)
+            if isinstance(self.stream, PlainStream):
+                await self.stream.take_body(part, more=self._missing > 0)
         while data and not self._closed:
             if self.stream is not None:  # this request waits for the answer to the one before it
                 await self.can_read.clear()
@@ -88,19 +86,20 @@ class PlainHTTP1Protocol(HardenedH11Protocol):
         head, length, ends = read
         body = data[end.end() : end.end() + length]
         self._missing = length - len(body)
-        await self._begin(head, ends)
-        if self.stream is not None:  # which a name of the server's that is none has ended
-            await self._stream.take_body(body, more=self._missing > 0)
+        stream = await self._begin(head, ends)
+        await stream.take_body(body, more=self._missing > 0)
+        if stream.closed:  # refused by Hypercorn itself: it was meant for another server
+            await self._maybe_recycle()
         return data[end.end() + length :]
 
     def _go_over(self, data: bytes) -> bytes:
         self._plain, self._head = False, b""
         return data
 
-    async def _begin(self, head: PlainHead, ends: bool) -> None:
+    async def _begin(self, head: PlainHead, ends: bool) -> PlainStream:
         await self.send(Updated(idle=False))
         self._answer = PlainAnswer(ends=ends or self.keep_alive_requests + 1 >= self.config.keep_alive_max_requests)
-        self.stream = HardenedHTTPStream(
+        self.stream = stream = PlainStream(
             self.app,
             self.config,
             self.context,
@@ -111,23 +110,10 @@ class PlainHTTP1Protocol(HardenedH11Protocol):
             self.stream_send,
             STREAM_ID,
         )
-        await self.stream.handle(
-            Request(
-                stream_id=STREAM_ID,
-                headers=head.headers,
-                http_version="1.1",
-                method=head.method.decode("ascii"),
-                raw_path=head.target,
-                state=self.connection_state,
-            )
-        )
+        await stream.begin(head, self.connection_state, self._answer, self._say)
         self.keep_alive_requests += 1
         await self.context.mark_request()
-
-    @property
-    def _stream(self) -> HardenedHTTPStream:
-        assert isinstance(self.stream, HardenedHTTPStream)
-        return self.stream
+        return stream
 
     async def _take_end(self) -> None:
         """Take it that the client sends no more. Who has sent a whole request may still wait for its answer."""
@@ -135,39 +121,33 @@ class PlainHTTP1Protocol(HardenedH11Protocol):
             head, self._head, self._plain = self._head, b"", False
             await super().handle(RawData(head))
             await super().handle(RawData(b""))
-        elif self._missing:
+        elif self._missing and not self._closed:
             if not self._answer.begun:
                 headers = [(b"content-length", b"0"), (b"connection", b"close")]
-                await self.send(RawData(self._answer.head(400, [*headers, *self._server_headers()])))
+                await self.send(RawData(self._answer.head(400, [*headers, *server_headers(self.config)])))
             await self.send(Closed())
 
     # ---- the answer
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send a part of the answer; what belongs together at once, as in `HardenedH11Protocol`."""
+        """Take what Hypercorn's stream says of its own accord, or for an application that says something rare."""
         if not self._plain:
             await super().stream_send(event)
-        elif isinstance(event, Body):
-            await self._write(self._answer.body(event.data), hold=self._is_last)
-        elif isinstance(event, EndBody):
-            await self._write(self._answer.end())
         elif isinstance(event, StreamClosed):
             await self._maybe_recycle()
+        elif isinstance(event, Body):
+            await self._say(self._answer.body(event.data))
+        elif isinstance(event, EndBody):
+            await self._say(self._answer.end())
         elif isinstance(event, Response):
-            headers = [*event.headers, *self._server_headers()]
-            if event.status_code < 200:
-                await self._write(interim(event.status_code, headers))
-            else:
-                await self._write(self._answer.head(event.status_code, headers), hold=True)
+            headers = [*event.headers, *server_headers(self.config)]
+            await self._say(self._answer.head(event.status_code, headers), hold=True)
 
-    async def _write(self, data: bytes, *, hold: bool = False) -> None:
+    async def _say(self, data: bytes, *, hold: bool = False) -> None:
         self._held += data
         if self._held and not hold:
             data, self._held = self._held, b""
             await self.send(RawData(data))
-
-    def _server_headers(self) -> list[tuple[bytes, bytes]]:
-        return _server_headers(self.config, int(time.time()))
 
     async def _maybe_recycle(self) -> None:
         """Be ready for the next request, or end the connection."""
@@ -184,9 +164,3 @@ class PlainHTTP1Protocol(HardenedH11Protocol):
         await self.can_read.set()
         with trio.CancelScope(shield=True):  # bounded: what it writes has a time limit of its own
             await self.send(Closed())
-
-
-@lru_cache(maxsize=8)
-def _server_headers(config: Config, _second: int) -> list[tuple[bytes, bytes]]:
-    """Return the headers that Hypercorn adds to each answer. The time in them is of this second."""
-    return config.response_headers("h11")

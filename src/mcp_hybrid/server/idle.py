@@ -1,8 +1,9 @@
 """How long a connection may be idle, without a task for each time that it is.
 
 Hypercorn 0.18 starts a task after every request, which sleeps until the next one comes: two tasks and most of the
-scheduler's work for a request that is answered at once. Here the time is a deadline on the scope in which the
-connection is read, since an idle connection does nothing but read.
+scheduler's work for a request that is answered at once. Here all idle connections of a worker stand in one line, which
+costs a connection next to nothing to join and to leave. An idle connection does nothing but read, so that ending its
+reading is all there is to do.
 """
 
 from __future__ import annotations
@@ -12,33 +13,44 @@ from collections.abc import Callable
 
 import trio
 
+from mcp_hybrid.exchange.timers import Alarm, Delay
+
 
 class IdleDeadline:
-    """Ends `reading` when the connection has been idle for `seconds`. In the place of Hypercorn's task."""
+    """Ends `reading` when the connection has been idle for as long as `line` has it; in place of Hypercorn's task."""
 
-    def __init__(self, reading: trio.CancelScope, seconds: float, ending: Callable[[], bool]) -> None:
+    def __init__(self, reading: trio.CancelScope, line: Delay, ending: Callable[[], bool]) -> None:
         """End `reading` also when the connection becomes idle while the worker is `ending`."""
         self._reading = reading
-        self._seconds = seconds
+        self._line = line
         self._ending = ending
-        self._idle = False
+        self._alarm: Alarm | None = None
+        """Set while the connection is idle."""
+        self._over = False
 
     def note(self, *, idle: bool) -> None:
         """Note that nothing runs on the connection any more, or that something does."""
-        self._idle = idle
-        self._reading.deadline = trio.current_time() + self._seconds if idle else math.inf
-        if self._ending():
-            self.expire()
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        if self._over:  # and a request came all the same, before the scheduler has ended anything
+            self._over = False
+            self._reading.deadline = math.inf
+        if idle:
+            self._alarm = self._line.add(self.expire)
+            if self._ending():
+                self.expire()
 
     def expire(self) -> None:
         """Have the time be over now, if the connection is idle."""
-        if self._idle:
+        if self._alarm is not None:
+            self._over = True
             self._reading.deadline = -math.inf
 
     @property
     def expired(self) -> bool:
         """Whether reading was ended because the time was over."""
-        return self._idle and self._reading.cancelled_caught
+        return self._alarm is not None and self._reading.cancelled_caught
 
     # What Hypercorn calls on its own. The arguments are for starting a task.
 

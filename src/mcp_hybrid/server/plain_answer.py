@@ -13,7 +13,8 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _FORBIDDEN: Final = re.compile(rb"[\x00\r\n]")
-_NO_BODY: Final = frozenset({204, 304})
+NO_BODY: Final = frozenset({204, 304})
+"""What has no body, whatever an application says (RFC 9112, section 6.3)."""
 
 
 class PlainAnswer:
@@ -35,15 +36,17 @@ class PlainAnswer:
 
     def head(self, status: int, headers: Headers) -> bytes:
         """Return the head of the answer."""
+        if status < 200:
+            raise LocalProtocolError(f"{status} is no answer's status")
         self.begun = True
-        self._left = 0 if status in _NO_BODY else None
+        self._left = 0 if status in NO_BODY else None
         lines = [b"HTTP/1.1 %d \r\n" % status]
         for name, value in headers:
             _check(name, value)
             lower = name.lower()
             if lower == b"transfer-encoding":
                 continue  # ours to say
-            if lower == b"content-length" and status not in _NO_BODY:
+            if lower == b"content-length" and status not in NO_BODY:
                 self._left = _length(value)
             elif lower == b"connection":
                 self.ends = self.ends or b"close" in value.lower()
@@ -71,15 +74,6 @@ class PlainAnswer:
             raise LocalProtocolError("Too little data for declared Content-Length")
         self.done = True
         return b"0\r\n\r\n" if self._left is None else b""
-
-
-def interim(status: int, headers: Headers) -> bytes:
-    """Return an answer before the answer (1xx)."""
-    lines = [b"HTTP/1.1 %d \r\n" % status]
-    for name, value in headers:
-        _check(name, value)
-        lines.append(b"%b: %b\r\n" % (name, value))
-    return b"".join((*lines, b"\r\n"))
 
 
 def _check(name: bytes, value: bytes) -> None:

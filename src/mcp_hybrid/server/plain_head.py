@@ -1,8 +1,8 @@
 """The head of a plain HTTP/1.1 request, read by llhttp.
 
-h11 reads a head in Python, which takes longer than everything that Hypercorn and Trio do for a request. Nearly all heads
-are alike: one of four methods, no body or one whose length is said, nothing to be negotiated. Those are read here, by
-the parser of Node.js at its strictest. Whatever else there is, wrong or only rare, is not judged here but left to h11,
+h11 reads a head in Python, which takes longer than all that Hypercorn and Trio do for a request. Nearly all heads are
+alike: one of four methods, no body or one whose length is said, nothing to be negotiated. Those are read here, by the
+parser of Node.js at its strictest. Whatever else there is, wrong or only rare, is not judged here but left to h11,
 which answers it as it always has. So there is one reader for each request, and no lenience of either adds to the
 other's.
 """
@@ -34,15 +34,16 @@ class PlainHead:
         self.method = b""
         self.complete = False
 
-    # What the parser calls.
-
     def on_url(self, url: bytes) -> None:
+        """Take the target. Called by the parser, as are the others."""
         self.target = url
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
         self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
+        """Note that the head has its end."""
         self.complete = True
 
 

@@ -49,11 +49,6 @@ class HardenedHTTPStream(HTTPStream):
         )
         await super().app_send(message)
 
-    async def take_body(self, data: bytes, *, more: bool) -> None:
-        """Hand a part of the body to the application, and in the same step whether it was the last."""
-        if not self.closed:
-            await self.app_put({"type": "http.request", "body": data, "more_body": more})
-
 
 class HardenedH11Protocol(H11Protocol):
     """One HTTP/1.1 connection.

@@ -64,7 +64,9 @@ class HardenedTCPServer(TCPServer):
         super().__init__(app, config, context, state, stream)
         self._wire = wire_of(stream)
         self._reading = trio.CancelScope()
-        self._idle = IdleDeadline(self._reading, config.keep_alive_timeout, context.terminated.is_set)
+        self._idle = IdleDeadline(
+            self._reading, context.idle_line(config.keep_alive_timeout), context.terminated.is_set
+        )
         self.idle_task = self._idle  # type: ignore[assignment]  # in the place of a task of Hypercorn's
 
     async def run(self) -> None:
@@ -80,6 +82,7 @@ class HardenedTCPServer(TCPServer):
             log.warning("a connection was dropped: what came on it could not be handled", why=_names(exc))
         finally:
             HardenedTCPServer.count -= 1
+            self._idle.note(idle=False)
             self.context.connections.discard(self)
             vars(self).pop("protocol", None)  # which holds this: a circle, which would wait for the garbage collector
 
