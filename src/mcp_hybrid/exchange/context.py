@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 import anyio
+import trio
 from mcp.shared.dispatcher import CallOptions
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import MessageMetadata
@@ -63,7 +64,7 @@ class ExchangeContext:
         self._carries = carries
         self._refusal = refusal
         self._closed = False
-        self._scope: anyio.CancelScope | None = None
+        self._scope: anyio.CancelScope | trio.CancelScope | None = None
         self._cancel_requested: anyio.Event | None = None
 
     @property
@@ -124,7 +125,7 @@ class ExchangeContext:
         """Whether a message that belongs to no request may go along with this one's answer."""
         return self._carries and not self._closed and self._reply is not None and self._reply.streams
 
-    def enter(self, scope: anyio.CancelScope) -> None:
+    def enter(self, scope: anyio.CancelScope | trio.CancelScope) -> None:
         """Make `scope` what an interruption cancels."""
         self._scope = scope
         if self.interrupted is not None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import anyio
 import structlog
+import trio
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
 from mcp.shared.jsonrpc_dispatcher import handler_exception_to_error_data
 from mcp_types import (
@@ -72,7 +73,7 @@ async def run(
     running.add(context)
     alarm = limit.add(partial(context.interrupt, Interruption.TIMED_OUT)) if limit is not None else None
     try:
-        with anyio.CancelScope() as scope:
+        with _scope() as scope:
             context.enter(scope)
             result = await handler()
             if context.interrupted is None:
@@ -89,6 +90,15 @@ async def run(
     return _interruption(
         request_id, context.interrupted or Interruption.TIMED_OUT, limit.seconds if limit is not None else math.inf
     )
+
+
+def _scope() -> anyio.CancelScope | trio.CancelScope:
+    """Return a scope of the loop that runs. AnyIO's around Trio's takes three times as long, for every call."""
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return anyio.CancelScope()
+    return trio.CancelScope()
 
 
 def _result(request_id: RequestId, result: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,10 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, TextIO
 
 import structlog
@@ -94,7 +97,7 @@ def configure_logging(
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _stamp,
         _exceptions,
     ]
     rendering = _rendering(format, _SINK.stream)
@@ -137,6 +140,19 @@ def _rendering(form: LogFormat, stream: TextIO) -> list[Processor]:
     colors = terminal and "NO_COLOR" not in os.environ
     # plain_traceback: the default prints every local variable, which is where arguments and secrets are
     return [_printable, structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)]
+
+
+def _stamp(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Say when: UTC, to the microsecond (RFC 3339). structlog's own takes five times as long."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    event["timestamp"] = f"{_second(seconds)}.{nanoseconds // 1000:06}Z"
+    return event
+
+
+@lru_cache(maxsize=1)
+def _second(seconds: int) -> str:
+    """Return a second's date and time. Most lines are of the same second as the one before."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _exceptions(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
