@@ -36,7 +36,7 @@ SECONDS = 3.0
 REPEAT = 3
 QUICK_SIZES = Sizes(connections=(1, 100), sessions=(0, 1_000), progress=(1, 100), workers=(1, 2))
 QUICK_COUNTS = {"rounds": 5, "sessions": 500, "flood": 1_000}
-OURS_USES = ("mcp-hybrid", "mcp", "hypercorn", "h11", "trio", "anyio", "pydantic", "starlette")
+OURS_USES = ("mcp-hybrid", "mcp", "hypercorn", "httptools", "h11", "trio", "anyio", "pydantic", "starlette")
 PEERS_USE = {"sdk": ("uvicorn", "uvloop", "httptools"), "fastmcp": ("fastmcp",)}
 
 

@@ -29,6 +29,7 @@ from hypercorn.protocol import h2 as hypercorn_h2
 from hypercorn.protocol import h11 as hypercorn_h11
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio import task_group
 from hypercorn.trio.task_group import TaskGroup
@@ -495,6 +496,13 @@ def test_the_protocols_have_what_their_subclasses_use() -> None:
     assert list(inspect.signature(WSStream._send_error_response).parameters) == ["self", "status_code"]
     for protocol in (hypercorn_h11, hypercorn_h2):
         assert "= WSStream(" in inspect.getsource(protocol)
+    beginning = inspect.getsource(H11Protocol.__init__)
+    for attribute in ("can_read", "stream", "keep_alive_requests", "connection_state", "context", "config"):
+        assert f"self.{attribute}" in beginning
+    assert inspect.iscoroutinefunction(H11Protocol._close_stream)
+    assert list(inspect.signature(HTTPStream.app_send).parameters) == ["self", "message"]
+    for attribute in ("app_put", "state", "closed", "start_time", "scope", "scheme"):
+        assert f"self.{attribute}" in inspect.getsource(HTTPStream)
     making = inspect.getsource(H2Protocol.__init__)
     for attribute in ("context", "connection", "streams", "stream_buffers", "keep_alive_requests"):
         assert f"self.{attribute}" in making
