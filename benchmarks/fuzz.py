@@ -53,7 +53,9 @@ EXPECTED_LINES = (
     "dropped 'notifications/",  # the SDK, of notifications whose parameters it does not take
 )
 """Warnings that are meant. Everything else that is logged is a finding."""
-EXPECTED_ERRORS = re.compile(r"ValueError: (Unknown prompt|Missing required arguments|Error rendering prompt)[^\n]*\Z")
+EXPECTED_ERRORS = re.compile(
+    r"ValueError: (Unknown prompt|Missing required arguments|Error rendering prompt)(?!(?s:.*)\nTraceback)"
+)
 """Exceptions of handlers that are meant: the SDK has them for what a client did wrong."""
 
 SESSIONS = 12
