@@ -26,6 +26,7 @@ from harness import mcp
 from harness.http2 import DATA, frame, request
 from harness.process import POLL, ServerProcess, program, serve
 from harness.raw import RawClient
+from mcp_hybrid.server.draining import DrainingContext
 from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedWSStream
 from mcp_hybrid.server.tasks import HardenedTaskGroup
 from mcp_hybrid.server.worker import HardenedTCPServer
@@ -233,7 +234,8 @@ async def test_a_write_while_the_connection_is_being_ended_is_the_end_of_it() ->
         async def handle(self, event: object) -> None:
             handled.append(type(event).__name__)
 
-    connection = HardenedTCPServer(cast("Any", None), Config(), WorkerContext(None), {}, cast("Any", Stream()))
+    context = DrainingContext(None, drain=None, linger=None)
+    connection = HardenedTCPServer(cast("Any", None), Config(), context, {}, cast("Any", Stream()))
     connection.protocol = cast("Any", Protocol())
     await connection.protocol_send(RawData(data=b"x"))
     assert handled == ["Closed"]
