@@ -478,6 +478,8 @@ def test_what_nearly_all_clients_send_is_plain(head: bytes) -> None:
     st.booleans(),
     st.booleans(),
 )
+@example(200, [(b"x", b"\v")], [], False, False)
+@example(200, [(b"x", b"a\fb")], [], False, False)
 def test_an_answer_is_what_h11_reads_in_it(
     status: int, headers: Headers, parts: list[bytes], counted: bool, ends: bool
 ) -> None:
@@ -488,7 +490,7 @@ def test_an_answer_is_what_h11_reads_in_it(
     try:
         raw = answer.head(status, [*headers, *length])
     except h11.LocalProtocolError:
-        assert any(byte in value for _, value in headers for byte in b"\r\n\0")
+        assert any(byte in value for _, value in headers for byte in b"\r\n\0\v\f")
         return
     raw += b"".join(map(answer.body, parts)) + answer.end()
     reader = h11.Connection(h11.CLIENT)

@@ -12,7 +12,7 @@ from h11 import LocalProtocolError
 Headers = Iterable[tuple[bytes, bytes]]
 
 _NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_FORBIDDEN: Final = re.compile(rb"[\x00\r\n]")
+_FORBIDDEN: Final = re.compile(rb"[\x00\r\n\v\f]")
 NO_BODY: Final = frozenset({204, 304})
 """What has no body, whatever an application says (RFC 9112, section 6.3)."""
 
