@@ -118,13 +118,13 @@ class PlainHTTP1Protocol(HardenedH11Protocol):
     async def _take_end(self) -> None:
         """Take it that the client sends no more. Who has sent a whole request may still wait for its answer."""
         if self._head:
-            head, self._head, self._plain = self._head, b"", False
-            await super().handle(RawData(head))
+            await super().handle(RawData(self._go_over(self._head)))
             await super().handle(RawData(b""))
         elif self._missing and not self._closed:
             if not self._answer.begun:
                 headers = [(b"content-length", b"0"), (b"connection", b"close")]
-                await self.send(RawData(self._answer.head(400, [*headers, *server_headers(self.config)])))
+                await self.stream_send(Response(STREAM_ID, headers, 400))
+                await self.stream_send(EndBody(STREAM_ID))
             await self.send(Closed())
 
     # ---- the answer
@@ -142,12 +142,6 @@ class PlainHTTP1Protocol(HardenedH11Protocol):
         elif isinstance(event, Response):
             headers = [*event.headers, *server_headers(self.config)]
             await self._say(self._answer.head(event.status_code, headers), hold=True)
-
-    async def _say(self, data: bytes, *, hold: bool = False) -> None:
-        self._held += data
-        if self._held and not hold:
-            data, self._held = self._held, b""
-            await self.send(RawData(data))
 
     async def _maybe_recycle(self) -> None:
         """Be ready for the next request, or end the connection."""

@@ -60,7 +60,11 @@ def read_plain_head(data: bytes) -> tuple[PlainHead, int, bool] | None:
         return None
     head.method = parser.get_method()
     # Its own leniences: empty lines and spaces before the target. Other versions of HTTP have other rules.
-    if not (head.complete and head.method in _METHODS and data.startswith(b"%b %b HTTP/1.1\r\n" % _line(head))):
+    if not (
+        head.complete
+        and head.method in _METHODS
+        and data.startswith(b"%b %b HTTP/1.1\r\n" % (head.method, head.target))
+    ):
         return None
     names = dict(head.headers)
     if not _RARE.isdisjoint(names) or b"host" not in names:
@@ -71,10 +75,6 @@ def read_plain_head(data: bytes) -> tuple[PlainHead, int, bool] | None:
     if ends is None:
         return None
     return head, int(names.get(b"content-length", b"0")), ends
-
-
-def _line(head: PlainHead) -> tuple[bytes, bytes]:
-    return head.method, head.target
 
 
 def _repeated(headers: list[tuple[bytes, bytes]]) -> bool:

@@ -70,11 +70,14 @@ class HardenedH11Protocol(H11Protocol):
             if self.connection.their_state != h11.ERROR:
                 raise
             return
-        self._held += data or b""
-        if isinstance(event, h11.Response) or (isinstance(event, h11.Data) and self._is_last):
-            return
-        data, self._held = self._held, b""
-        if data:
+        hold = isinstance(event, h11.Response) or (isinstance(event, h11.Data) and self._is_last)
+        await self._say(data or b"", hold=hold)
+
+    async def _say(self, data: bytes, *, hold: bool = False) -> None:
+        """Write to the connection; what is to `hold` is written together with what comes next."""
+        self._held += data
+        if self._held and not hold:
+            data, self._held = self._held, b""
             await self.send(RawData(data))
 
     @property
