@@ -119,6 +119,7 @@ SDK = tuple(
     for state in ("stateless", "stateful")
     for form in ("json", "sse")
 )
+PLAIN = _hello("hypercorn", "Hypercorn-Trio")
 HARDENED = _hello("hardened", "our worker")
 
 CONTENDERS = (
@@ -128,7 +129,7 @@ CONTENDERS = (
     _fastmcp("stateful"),
     _typescript("stateless", "json"),
     _typescript("stateful", "sse"),
-    _hello("hypercorn", "Hypercorn-Trio"),
+    PLAIN,
     _hello("uvicorn", "uvicorn + uvloop"),
     HARDENED,
 )

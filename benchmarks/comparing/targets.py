@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from comparing.contenders import PLAIN
 from comparing.growth import SESSION_STEPS
 from comparing.measuring import Bench
 from comparing.results import Part, Results
@@ -113,7 +114,7 @@ TARGETS = (
     Target(
         f"CPU of a {CALL.title}, against a bare ASGI hello on Hypercorn-Trio",
         1.7,
-        _ratio(CALL.name, "hello-hypercorn", other=HELLO.name),
+        _ratio(CALL.name, PLAIN.name, other=HELLO.name),
     ),
     *(Target(f"p99 of a {work.title}, on 8 connections", 10, _own(work.name, "p99_ms"), "ms") for work, _ in _TAILS),
     *(
