@@ -14,6 +14,7 @@ from mcp.server.lowlevel.server import Server
 from mcp.shared.exceptions import MCPError
 from mcp.shared.inbound import (
     MCP_PARAM_HEADER_PREFIX,
+    X_MCP_HEADER_KEY,
     InboundLadderRejection,
     InboundModernRoute,
     classify_inbound_request,
@@ -102,19 +103,23 @@ async def check_params(
 
     The schema is the server's `get_tool_input_schema` where it has one, else what it lists to this caller.
     """
-    arguments = (request.params or {}).get("arguments") or {}
-    sent = any(name.startswith(_PARAM_PREFIX) for name in headers)
-    if request.method != "tools/call" or request.name is None or not isinstance(arguments, dict):
+    if request.method != "tools/call" or request.name is None:
         return None
-    if not arguments and not sent:
+    arguments = (request.params or {}).get("arguments") or {}
+    if not isinstance(arguments, dict):
+        return None
+    if not arguments and not any(name.startswith(_PARAM_PREFIX) for name in headers):
         return None
     try:
         schema = await _input_schema(server, request.name, verdict, list_tools)
+        # Most schemas have no such headers, which is known sooner from their text than by the validator's two walks.
+        if schema is None or X_MCP_HEADER_KEY not in repr(schema):
+            return None
     except Exception:
         # A listing that fails must not break calls that work.
         log.exception("Mcp-Param headers not checked: the tool's schema could not be had")
         return None
-    rejection = validate_mcp_param_headers(schema, arguments, headers) if schema is not None else None
+    rejection = validate_mcp_param_headers(schema, arguments, headers)
     return _fault(rejection, request) if rejection is not None else None
 
 
