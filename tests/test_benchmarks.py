@@ -6,13 +6,19 @@ import re
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from comparing import guard
+from comparing.contenders import CONTENDERS, OURS, Family
+from comparing.results import Figure, Part
+from comparing.targets import TARGETS
+from comparing.workloads import CALL, Can
 
 from harness.redis import RedisServer
+from harness.tools import need
 
 pytestmark = pytest.mark.once
 
@@ -98,3 +104,66 @@ def test_what_sessions_cost_is_measured_to_the_last_figure(shared_redis: RedisSe
         assert (found := re.match(figure, line)), line
         if (stage := re.search(r"bytes for an? (\w+) session", figure)) is not None:
             assert float(found[1]) <= BYTES[stage[1]], line
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc")
+def test_every_peer_is_set_up_and_compared_and_every_answer_is_right() -> None:
+    need("npm")
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--quick", "--no-write", "--only", CALL.name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    compared = [each.name for each in CONTENDERS if Can.STATELESS in each.can]
+    assert re.findall(rf" {CALL.name} +(\S+) +cpu_us [\d.]+ .*p99_ms [\d.]+", done.stdout) == compared
+    judged = [each.what for each in TARGETS if f"a {CALL.title}, against" in each.what and "hello" not in each.what]
+    assert len(judged) > 4
+    assert [
+        title for title in judged if not re.search(rf"^{re.escape(title)} .*(held|missed)", done.stdout, re.MULTILINE)
+    ] == []
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc")
+def test_growth_is_measured_where_wrk_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--growth", "--quick", "--no-write", "--only", "workers"]
+    env = {"PATH": str(tmp_path)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.findall(r"workers: (\d) +ours, call +cpu_us [\d.]+ .*p99_ms [\d.]+", done.stdout) == ["1", "2"]
+
+
+def costs(ours: float, others: Mapping[str, float]) -> Part:
+    figures = {OURS.name: ours, **others}
+    return Part({}, {CALL.name: {name: {"cpu_us": Figure.of([cost])} for name, cost in figures.items()}}, {})
+
+
+PEERS = [each.name for each in CONTENDERS if each.family is Family.PEER and Can.STATELESS in each.can]
+
+
+@pytest.mark.parametrize(
+    ("ours", "machine", "odd", "word"),
+    [
+        (112, 1, 1, "WORSE"),
+        (108, 1, 1, "as it was"),
+        (88, 1, 1, "better"),
+        (224, 2, 1, "WORSE"),
+        (200, 2, 1, "as it was"),
+        (100, 1, 3, "as it was"),
+        (112, 1, 3, "WORSE"),
+    ],
+)
+def test_a_path_that_became_dearer_is_told_of_whatever_the_machine_and_one_peer_did(
+    ours: float, machine: float, odd: float, word: str, tmp_path: Path
+) -> None:
+    recorded = tmp_path / "recorded.json"
+    guard.record(costs(100, dict.fromkeys(PEERS, 200)), recorded)
+    now = dict.fromkeys(PEERS, 200 * machine) | {PEERS[0]: 200 * machine * odd}
+    assert [line.split("others")[1].strip() for line in guard.compare(costs(ours, now), recorded)] == [word]
+
+
+def test_what_one_run_did_not_measure_stays_recorded_as_it_was(tmp_path: Path) -> None:
+    recorded = tmp_path / "recorded.json"
+    guard.record(costs(100, dict.fromkeys(PEERS, 200)), recorded)
+    guard.record(Part({}, {}, {}), recorded)
+    assert guard.compare(costs(150, {}), recorded) == []
+    assert len(guard.compare(costs(150, {PEERS[0]: 200}), recorded)) == 1
