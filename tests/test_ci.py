@@ -16,8 +16,8 @@ ROOT = Path(__file__).parent.parent
 CHECK_WHEEL = ROOT / "tools" / "check_wheel.py"
 
 PROGRAMS = (
-    "python3", "make", "git", "curl", "redis-server", "npm", "node", "nginx", "caddy", "chromium", "systemd-analyze",
-    "apt-get", "sudo",
+    "python3", "make", "git", "curl", "redis-server", "npm", "node", "nginx", "caddy", "wrk", "chromium",
+    "systemd-analyze", "apt-get", "sudo",
 )  # fmt: skip
 BASH_NEEDS = ("bash", "env", "dirname", "basename", "id", "head", "cut", "uname")
 
