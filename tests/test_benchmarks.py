@@ -24,6 +24,8 @@ pytestmark = pytest.mark.once
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
+needs_cpu_time = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc")
+
 
 @pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
@@ -107,7 +109,7 @@ def test_what_sessions_cost_is_measured_to_the_last_figure(shared_redis: RedisSe
 
 
 @pytest.mark.process
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc")
+@needs_cpu_time
 def test_every_peer_is_set_up_and_compared_and_every_answer_is_right() -> None:
     need("npm")
     command = [sys.executable, str(BENCHMARKS / "compare.py"), "--quick", "--no-write", "--only", CALL.name]
@@ -123,7 +125,7 @@ def test_every_peer_is_set_up_and_compared_and_every_answer_is_right() -> None:
 
 
 @pytest.mark.process
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="CPU time is read from /proc")
+@needs_cpu_time
 def test_growth_is_measured_where_wrk_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "compare.py"), "--growth", "--quick", "--no-write", "--only", "workers"]
     env = {"PATH": str(tmp_path)}

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from comparing.contenders import CONTENDERS, OURS
+from comparing.contenders import OURS
 from comparing.results import RECORDED, Part
 from comparing.workloads import WORKLOADS
 
@@ -28,15 +28,13 @@ def relative_costs(part: Part) -> Costs:
     """Give what each path of ours costs, beside each contender that was measured at the same work."""
     costs = {}
     for work in WORKLOADS:
-        ours = part.figure(work.name, OURS.name, "cpu_us")
-        others = {each.name: part.figure(work.name, each.name, "cpu_us") for each in CONTENDERS if each is not OURS}
-        if ours is not None:
-            costs[work.name] = {
-                name: round(ours.median / figure.median, DIGITS)
-                for name, figure in others.items()
-                if figure is not None
-            }
-    return {name: beside for name, beside in costs.items() if beside}
+        measured = {
+            name: each["cpu_us"].median for name, each in part.table.get(work.name, {}).items() if "cpu_us" in each
+        }
+        ours = measured.pop(OURS.name, None)
+        if ours is not None and measured:
+            costs[work.name] = {name: round(ours / theirs, DIGITS) for name, theirs in measured.items()}
+    return costs
 
 
 def compare(part: Part, path: Path = RECORDED) -> list[str]:
