@@ -1,8 +1,9 @@
-# `make serve` serves the demo, `make test` runs everything that must pass, `make bench` compares with other servers. All
+# `make serve` serves the demo, `make test` runs all that guards a change, `make bench` compares with other servers. All
 # set themselves up on first use, in .venv, and again only when pyproject.toml changes.
 #
 #   make serve ARGS="my_server.py --port 9000"
 #   make test PYTHON=python3.13
+#   make test ARGS="-k sessions -x"
 #   make bench ARGS="--quick --only memory"
 
 PYTHON ?= python3
@@ -12,32 +13,36 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test bench check format clean
+.PHONY: help serve check test test-all test-times bench format clean
 .SILENT:
 
 help:
-	echo 'make serve   serve the demo on http://127.0.0.1:8000/mcp (ARGS: options of mcp-hybrid serve)'
-	echo 'make test    check, run the tests on two Pythons, try the wheel'
-	echo 'make bench   compare with other servers (ARGS: options of benchmarks/compare.py)'
-	echo 'make check   ruff and mypy'
-	echo 'make format  put the sources in shape'
-	echo 'make clean   remove the virtual environments and caches'
+	echo 'make serve      serve the demo on http://127.0.0.1:8000/mcp (ARGS: options of mcp-hybrid serve)'
+	echo 'make check      lint, types, all tests in process: for every save'
+	echo 'make test       all that guards a change, on one Python (ARGS: options of pytest)'
+	echo 'make test-all   all there is, on two Pythons: for a release'
+	echo 'make test-times where the time of `make test` goes, written to docs/testing.md'
+	echo 'make bench      compare with other servers (ARGS: options of benchmarks/compare.py)'
+	echo 'make format     put the sources in shape'
+	echo 'make clean      remove the virtual environments and caches'
 
 serve: $(VENV)/.runtime
 	exec $(BIN)/mcp-hybrid serve $(ARGS)
 
-test: check
-	$(BIN)/python -m pytest -q
-	$(BIN)/python tools/newest_python.py
-	$(BIN)/python tools/check_wheel.py
+check: $(VENV)/.dev
+	exec $(BIN)/python tools/run_tests.py check $(ARGS)
+
+test: $(VENV)/.dev
+	exec $(BIN)/python tools/run_tests.py test $(ARGS)
+
+test-all: $(VENV)/.dev
+	exec $(BIN)/python tools/run_tests.py all $(ARGS)
+
+test-times: $(VENV)/.dev
+	exec $(BIN)/python tools/test_times.py
 
 bench: $(VENV)/.runtime
 	exec $(BIN)/python benchmarks/compare.py $(ARGS)
-
-check: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy src tests tools $(wildcard benchmarks/*.py)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

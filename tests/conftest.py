@@ -7,14 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import logs, skipping
+from harness import kinds, logs, plain_hypercorn, properties, skipping
 from harness.redis import RedisServer, redis_server
 from mcp_hybrid.backplane.redis import ends
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Have a skip be a failure where CI is set, and a failure show what the servers said."""
+    """Load what all tests run under."""
+    properties.load_profile()
     config.pluginmanager.register(skipping, "skipping in CI")
+    config.pluginmanager.register(kinds, "kinds of tests")
+    config.pluginmanager.register(plain_hypercorn, "plain Hypercorn")
     config.pluginmanager.register(logs, "logs of servers")
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from harness.properties import examples
 from mcp_hybrid.errors import Fault
 from mcp_hybrid.security import rates
 from mcp_hybrid.security.limits import READING_AT_LEAST, Admission, Bounds, Ticket
@@ -95,7 +96,7 @@ class Books(RuleBasedStateMachine):
         assert books.idle == (not held)
 
 
-Books.TestCase.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+Books.TestCase.settings = examples(50, stateful_step_count=30)
 test_the_books_hold_what_the_tickets_hold = Books.TestCase
 
 

@@ -18,9 +18,10 @@ import anyio.lowlevel
 import pytest
 import structlog.testing
 from anyio.abc import SocketAttribute
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.properties import examples
 from harness.redis import RedisServer, redis_server
 from mcp_hybrid.backplane import (
     Backplane,
@@ -63,7 +64,7 @@ async def running(*backplanes: Backplane) -> AsyncIterator[list[list[Signal]]]:
         tasks.cancel_scope.cancel()
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
 def make(request: pytest.FixtureRequest) -> Make:
     """Make backplanes of one kind; those of one test share what that kind can share."""
     prefix = f"test-{secrets.token_hex(4)}:"
@@ -187,7 +188,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40)
 @given(steps=steps)
 async def test_an_event_never_reaches_another_session_or_stream(make: Make, steps: list[tuple[str, str, str]]) -> None:
     backplane = make()
@@ -219,7 +220,7 @@ async def check(backplane: Backplane, stream: StreamKey, start: str, written: li
 # ---- two workers, and all of it at once
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
 def make_two(request: pytest.FixtureRequest) -> Callable[[], list[Backplane]]:
     """Make what two workers of a deployment have: in memory they can only be one."""
 
@@ -328,7 +329,7 @@ ANY_STREAM = st.builds(StreamKey, st.sampled_from(["a", "b"]), st.sampled_from([
 STEPS = ["append", "append_at_once", "end", "follow", "read_by_a_foreign_cursor", "keep", "tell"]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(40)
 @given(plan=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 1), ANY_STREAM, ANY_STREAM), max_size=40))
 async def test_whatever_two_workers_do_everybody_is_told_what_is_theirs_and_nothing_else(
     make_two: Callable[[], list[Backplane]], plan: list[tuple[str, int, StreamKey, StreamKey]]
@@ -540,6 +541,7 @@ async def test_nothing_is_added_twice_or_after_the_end(pair: tuple[RedisBackplan
         assert [entry.data for entry in await backplane.read(CALL, start)] == [b"x", None]
 
 
+@pytest.mark.redis
 async def test_what_a_silent_redis_carries_out_late_is_not_there_twice() -> None:
     with redis_server() as server:
         backplane = RedisBackplane(server.url)
@@ -759,6 +761,7 @@ async def test_a_session_ended_elsewhere_is_known_here_even_when_redis_goes(
         assert not await other.is_revoked("t")
 
 
+@pytest.mark.redis
 async def test_redis_that_goes_and_comes_back_heals_without_a_restart() -> None:
     with redis_server() as server:
         backplane = RedisBackplane(server.url)
@@ -779,6 +782,7 @@ async def test_redis_that_goes_and_comes_back_heals_without_a_restart() -> None:
             assert backplane.available
 
 
+@pytest.mark.redis
 async def test_redis_that_comes_back_empty_has_lost_its_logs_and_says_so() -> None:
     with redis_server() as server:
         backplane = RedisBackplane(server.url)
@@ -792,6 +796,7 @@ async def test_redis_that_comes_back_empty_has_lost_its_logs_and_says_so() -> No
                 await backplane.read(CALL, position)
 
 
+@pytest.mark.redis
 async def test_a_redis_that_stalls_costs_each_operation_a_bounded_time() -> None:
     with redis_server() as server:
         backplane = RedisBackplane(server.url)
@@ -804,6 +809,7 @@ async def test_a_redis_that_stalls_costs_each_operation_a_bounded_time() -> None
             await until_back(backplane)
 
 
+@pytest.mark.redis
 async def test_a_server_starts_while_redis_is_away() -> None:
     with redis_server() as server:
         server.kill()

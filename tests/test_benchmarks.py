@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from comparing import guard
-from comparing.contenders import CONTENDERS, OURS, Family
+from comparing.contenders import CONTENDERS, OURS, SDK, Family
 from comparing.results import Figure, Part
 from comparing.targets import TARGETS
 from comparing.workloads import CALL, Can
@@ -28,6 +28,7 @@ needs_cpu_time = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason
 
 
 @pytest.mark.process
+@pytest.mark.measures
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_a_flood_of_initialize_is_answered_and_nothing_is_kept() -> None:
     command = [sys.executable, str(BENCHMARKS / "initialize_flood.py"), "--count", "500"]
@@ -95,6 +96,7 @@ BYTES = {"offered": 100, "live": 2048, "hibernating": 100}
 
 
 @pytest.mark.process
+@pytest.mark.measures
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory and CPU time are read from /proc")
 def test_what_sessions_cost_is_measured_to_the_last_figure(shared_redis: RedisServer) -> None:
     command = [sys.executable, str(BENCHMARKS / "sessions.py"), "--sessions", "3000", "--calls", "50"]
@@ -108,23 +110,39 @@ def test_what_sessions_cost_is_measured_to_the_last_figure(shared_redis: RedisSe
             assert float(found[1]) <= BYTES[stage[1]], line
 
 
+def compare(*options: str) -> tuple[str, list[str]]:
+    """Compare by the cost of a call; give what was printed, and whom it names."""
+    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--quick", "--no-write", "--only", CALL.name, *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, re.findall(rf" {CALL.name} +(\S+) +cpu_us [\d.]+ .*p99_ms [\d.]+", done.stdout)
+
+
 @pytest.mark.process
+@pytest.mark.measures
+@needs_cpu_time
+def test_a_comparison_with_one_peer_runs_to_its_end() -> None:
+    _, compared = compare("--only", OURS.name, "--only", SDK[0].name)
+    assert compared == [OURS.name, SDK[0].name]
+
+
+@pytest.mark.release
+@pytest.mark.outside
+@pytest.mark.measures
 @needs_cpu_time
 def test_every_peer_is_set_up_and_compared_and_every_answer_is_right() -> None:
     need("npm")
-    command = [sys.executable, str(BENCHMARKS / "compare.py"), "--quick", "--no-write", "--only", CALL.name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    compared = [each.name for each in CONTENDERS if Can.STATELESS in each.can]
-    assert re.findall(rf" {CALL.name} +(\S+) +cpu_us [\d.]+ .*p99_ms [\d.]+", done.stdout) == compared
+    printed, compared = compare()
+    assert compared == [each.name for each in CONTENDERS if Can.STATELESS in each.can]
     judged = [each.what for each in TARGETS if f"a {CALL.title}, against" in each.what and "hello" not in each.what]
     assert len(judged) > 4
     assert [
-        title for title in judged if not re.search(rf"^{re.escape(title)} .*(held|missed)", done.stdout, re.MULTILINE)
+        title for title in judged if not re.search(rf"^{re.escape(title)} .*(held|missed)", printed, re.MULTILINE)
     ] == []
 
 
 @pytest.mark.process
+@pytest.mark.measures
 @needs_cpu_time
 def test_growth_is_measured_where_wrk_is_missing(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "compare.py"), "--growth", "--quick", "--no-write", "--only", "workers"]

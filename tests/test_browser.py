@@ -16,7 +16,7 @@ from harness.process import POLL, ServerProcess, program, serve
 from harness.tools import need
 from mcp_hybrid.settings import variable
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.outside
 
 GATED = program("gated")
 HOLDS_A_SESSION = {

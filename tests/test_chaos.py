@@ -16,30 +16,38 @@ LONGEST = 600
 """Seconds a run may take on a machine that does much else."""
 KINDS = ["stateless", "session", "progress", "modern", "elicitation", "GET stream", "HTTP/2"]
 
+LONG = pytest.param(24, marks=pytest.mark.release)
+"""Faults, one a second. With several workers each twelfth is a kill."""
+
 pytestmark = [
     pytest.mark.process,
+    pytest.mark.long,
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="descriptors are counted in /proc"),
 ]
 
 
-def chaos(*options: str) -> str:
-    """Run it for 24 faults; give what it printed."""
-    command = [sys.executable, str(SCRIPT), "--minutes", "0.4", "--clients", "2", *options]
+def chaos(faults_caused: int, *options: str) -> str:
+    """Run it for so many faults; give what it printed."""
+    minutes = str(faults_caused / 60)
+    command = [sys.executable, str(SCRIPT), "--minutes", minutes, "--clients", "2", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n0 errors of the server's making" in done.stdout
     calls = {kind: re.search(rf"^{kind} +(\d+) ", done.stdout, re.MULTILINE) for kind in KINDS}
     assert all(found is not None and int(found[1]) > 0 for found in calls.values()), done.stdout
     faults = re.findall(r"^ +(\d+)  ", done.stdout.partition("faults\n")[2], re.MULTILINE)
-    assert sum(map(int, faults)) == 24
+    assert sum(map(int, faults)) == faults_caused
     return done.stdout
 
 
-def test_a_fault_every_second_costs_nobody_else_an_error_and_nothing_is_left_over() -> None:
-    assert re.search(r", 0 lost by kills$", chaos(), re.MULTILINE)
+@pytest.mark.parametrize("faults", [8, LONG])
+def test_a_fault_every_second_costs_nobody_else_an_error_and_nothing_is_left_over(faults: int) -> None:
+    assert re.search(r", 0 lost by kills$", chaos(faults), re.MULTILINE)
 
 
+@pytest.mark.parametrize("faults", [12, LONG])
 def test_killed_workers_cost_the_calls_that_were_on_them_and_no_session(
+    faults: int,
     shared_redis: RedisServer,  # asked for so that there is a redis-server; the script starts its own
 ) -> None:
-    assert "2  a worker is killed" in chaos("--workers", "3")
+    assert f"{faults // 12}  a worker is killed" in chaos(faults, "--workers", "3")

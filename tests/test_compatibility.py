@@ -34,7 +34,8 @@ def programs() -> None:
         need(program)
 
 
-@pytest.mark.process
+@pytest.mark.outside
+@pytest.mark.long
 @pytest.mark.usefixtures("programs")
 def test_no_client_fares_worse_than_the_page_says() -> None:
     done = subprocess.run(

@@ -39,6 +39,7 @@ async def text(client: Client, tool: str, /, **arguments: object) -> str:
     return block.text
 
 
+@pytest.mark.process
 def test_importing_the_demo_warns_of_nothing() -> None:
     subprocess.run([sys.executable, "-W", "error", "-c", "import mcp_hybrid.demo"], check=True, env=dict(os.environ))
 

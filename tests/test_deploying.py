@@ -265,6 +265,7 @@ def test_its_files_are_where_the_unit_looks_and_secrets_are_not_for_everybody(ma
     assert machine.told[:2] == ["systemctl daemon-reload", "systemctl enable --now mcp-hybrid"]
 
 
+@pytest.mark.process
 def test_nginx_is_checked_before_it_is_reloaded(bare: Machine) -> None:
     bare.run("reload-nginx")
     assert bare.told == ["nginx -t", "systemctl reload nginx"]
@@ -288,6 +289,7 @@ def test_caddy_takes_the_file_as_it_is(bare: Machine) -> None:
     assert "Valid configuration" in validated.stdout, validated.stderr
 
 
+@pytest.mark.process
 def test_logs_are_where_systemd_keeps_them(bare: Machine) -> None:
     bare.run("logs")
     assert bare.told == ["journalctl -u mcp-hybrid -o cat --since today"]
@@ -333,6 +335,7 @@ def test_an_image_of_ones_own_names_a_setting() -> None:
     assert copy.split()[-1] + copy.split()[1] == path
 
 
+@pytest.mark.process
 def test_kubernetes_is_given_a_file_that_exists(bare: Machine) -> None:
     bare.run("kubernetes")
     assert bare.told == ["kubectl apply -f config/kubernetes.yaml", "kubectl rollout status deployment/mcp-hybrid"]

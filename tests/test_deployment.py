@@ -106,11 +106,13 @@ def verified(tmp_path: Path) -> Path:
     return here
 
 
+@pytest.mark.process
 def test_systemd_finds_nothing_wrong_with_the_unit(verified: Path) -> None:
     done = subprocess.run([need("systemd-analyze"), "verify", verified], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+@pytest.mark.process
 def test_systemd_calls_the_unit_locked_up_well(verified: Path) -> None:
     done = subprocess.run(
         [need("systemd-analyze"), "security", "--offline=true", "--threshold=20", "--no-pager", verified],

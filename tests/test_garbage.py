@@ -15,7 +15,7 @@ from harness.process import ServerProcess, program, serve
 
 Json = dict[str, Any]
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.measures]
 
 TIMES = 50
 FEW = 25

@@ -358,6 +358,7 @@ def test_no_port_is_given_twice_or_taken_for_a_connection_that_goes_out() -> Non
     assert max(ports) < int(RANGE.read_text().split()[0])
 
 
+@pytest.mark.process
 def test_a_port_is_given_to_one_run_of_the_tests_only() -> None:
     ports = [free_port(), free_port()]
     script = f"from harness.process import _Ports; ports = _Ports(); ports._left = {ports}; ports.take()"

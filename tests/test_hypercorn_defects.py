@@ -32,7 +32,7 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio import task_group
-from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio import tcp_server as hypercorn_tcp
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import TrioSingleTask, WorkerContext
 
@@ -370,6 +370,7 @@ CASES = [pytest.param(show, options, id=f"{number} {show.__name__}") for number,
 
 
 @pytest.mark.process
+@pytest.mark.plain_hypercorn
 @pytest.mark.parametrize(("show", "options"), CASES)
 def test_plain_hypercorn_has_the_defect(show: Callable[[Shown], bool], options: list[str]) -> None:
     logs = []
@@ -395,6 +396,7 @@ def test_the_hardened_one_has_not(show: Callable[[Shown], bool], options: list[s
 
 
 @pytest.mark.process
+@pytest.mark.plain_hypercorn
 def test_plain_hypercorn_cuts_streams_and_says_nothing_before() -> None:
     with Shown("plain", "-w", "1") as server:
         with connected(server.port, get("/events")) as client:
@@ -445,65 +447,36 @@ def test_mcp_hybrid_serve_outlives_the_packets_that_are_deadly() -> None:
         assert "Traceback" not in server.log, server.log
 
 
-# The seams
+# The seams: names and parameters that server/ uses. What they do, the cases above show.
 
 
-def test_what_is_replaced_is_where_hypercorn_looks_for_it() -> None:
+def test_what_is_replaced_has_the_names_that_hypercorn_uses() -> None:
     # server/worker.py: harden
-    serving = inspect.getsource(hypercorn_run.worker_serve)
-    assert "TCPServer," in serving
-    assert serving.count("trio.SocketListener(") == 2
-    assert "context = WorkerContext(max_requests)" in serving
-    assert "async with TaskGroup() as task_group" in inspect.getsource(TCPServer.run)
-    wrapper = inspect.getsource(hypercorn_protocol.ProtocolWrapper)
-    assert "= H11Protocol(" in wrapper
-    assert "= H2Protocol(" in wrapper
-
-
-def test_the_worker_says_that_it_has_stopped_accepting_and_then_counts_the_graceful_time() -> None:
-    # server/draining.py: _Terminated
-    serving = inspect.getsource(hypercorn_run.worker_serve)
-    told = serving.index("await context.terminated.set()")
-    assert serving.index("trio.serve_listeners") < told < serving.index("config.graceful_timeout")
-    assert "context.terminate.wait" in serving
-    assert {"terminate", "terminated", "requests"} <= set(vars(WorkerContext(None)))
+    assert {"TCPServer", "WorkerContext", "trio", "TaskGroup"} <= set(vars(hypercorn_run)) | set(vars(hypercorn_tcp))
+    assert {"H11Protocol", "H2Protocol"} <= set(vars(hypercorn_protocol))
+    assert all("WSStream" in vars(module) for module in (hypercorn_h11, hypercorn_h2))
 
 
 def test_a_connection_has_what_its_subclass_uses() -> None:
-    # server/worker.py: HardenedTCPServer; server/idle.py: IdleDeadline
+    # server/worker.py, server/idle.py, server/draining.py
     assert list(inspect.signature(TCPServer.protocol_send).parameters) == ["self", "event"]
     assert {"send_lock", "stream", "context", "idle_task"} <= set(vars(TCPServer(None, None, None, None, None)))  # type: ignore[arg-type]
-    running = inspect.getsource(TCPServer.run)
-    assert running.index("self.idle_task.restart(self._task_group") < running.index("await self._read_data()")
     assert {name for name in vars(TrioSingleTask) if not name.startswith("_")} == {"restart", "stop"}
-    assert "self.stream.aclose()" in inspect.getsource(TCPServer._initiate_server_close)
+    assert {"terminate", "terminated", "requests"} <= set(vars(WorkerContext(None)))
 
 
 def test_a_request_is_run_by_a_function_that_takes_what_it_is_given() -> None:
     # server/tasks.py
     given = ["app", "config", "scope", "receive", "send", "sync_spawn", "call_soon"]
     assert list(inspect.signature(task_group._handle).parameters) == given
-    assert "self._nursery.start_soon(\n            _handle," in inspect.getsource(TaskGroup.spawn_app)
 
 
 def test_the_protocols_have_what_their_subclasses_use() -> None:
     # server/protocols.py
     assert inspect.iscoroutinefunction(H11Protocol._maybe_recycle)
+    assert inspect.iscoroutinefunction(H11Protocol._close_stream)
     assert list(inspect.signature(H11Protocol._send_h11_event).parameters) == ["self", "event"]
-    assert inspect.getsource(H11Protocol).count("self.connection.send(") == 1
     assert list(inspect.signature(H2Protocol._handle_events).parameters) == ["self", "events"]
     assert list(inspect.signature(H2Protocol.stream_send).parameters) == ["self", "event"]
     assert list(inspect.signature(WSStream._send_error_response).parameters) == ["self", "status_code"]
-    for protocol in (hypercorn_h11, hypercorn_h2):
-        assert "= WSStream(" in inspect.getsource(protocol)
-    beginning = inspect.getsource(H11Protocol.__init__)
-    for attribute in ("can_read", "stream", "keep_alive_requests", "connection_state", "context", "config"):
-        assert f"self.{attribute}" in beginning
-    assert inspect.iscoroutinefunction(H11Protocol._close_stream)
     assert list(inspect.signature(HTTPStream.app_send).parameters) == ["self", "message"]
-    for attribute in ("app_put", "state", "closed", "start_time", "scope", "scheme"):
-        assert f"self.{attribute}" in inspect.getsource(HTTPStream)
-    making = inspect.getsource(H2Protocol.__init__)
-    for attribute in ("context", "connection", "streams", "stream_buffers", "keep_alive_requests"):
-        assert f"self.{attribute}" in making
-    assert "self.context.terminated.is_set()" in inspect.getsource(H2Protocol)

@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mcp.server import MCPServer
 from mcp_types import ElicitResult
@@ -19,15 +19,14 @@ from harness import mcp
 from harness.asgi import Answer, AsgiClient, Exchange
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
+from harness.properties import examples
 from mcp_hybrid import HybridApp, Settings
 from mcp_hybrid.errors import Cause
 from mcp_hybrid.routing.gates import HEADER_COST
 from mcp_hybrid.routing.message import parse_body
 from mcp_hybrid.settings import LimitSettings, load
 
-QUICK = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
-)
+QUICK = examples(40)
 HEAD = 32 * 2**10
 
 

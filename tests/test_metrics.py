@@ -257,6 +257,7 @@ async def test_progress_that_is_sent_gives_way_or_is_withheld(autojump_clock: ob
 # The backplane
 
 
+@pytest.mark.redis
 async def test_operations_on_a_shared_backplane_are_timed_and_its_absence_is_seen() -> None:
     with redis_server() as redis:
         async with fleet(redis.url, 1) as workers:
@@ -336,6 +337,7 @@ async def test_the_document_names_every_figure_with_its_kind_and_labels(shared_r
 # Several workers
 
 
+@pytest.mark.process
 def test_what_a_dead_worker_held_is_forgotten_and_what_it_counted_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ async def test_a_server_whose_backplane_is_away_is_not_ready_unless_that_is_left
         assert (await client.request("GET", "/readyz?exclude=draining")).status == 503
 
 
+@pytest.mark.redis
 async def test_readiness_follows_redis_without_a_single_request() -> None:
     with redis_server() as redis:
         async with fleet(redis.url, 1) as workers:

@@ -29,7 +29,7 @@ from mcp_hybrid.server.running import KEEP_ALIVE_TIMEOUT
 from mcp_hybrid.sessions.seal import fresh_key
 from mcp_hybrid.settings import Settings
 
-pytestmark = pytest.mark.process
+pytestmark = pytest.mark.outside
 
 PROXIES: dict[str, Callable[..., AbstractContextManager[ServerProcess]]] = {"nginx": nginx, "caddy": caddy}
 BOTH_ERAS = pytest.mark.parametrize("mode", ["legacy", MODERN])

@@ -37,16 +37,19 @@ def test_an_unknown_name_is_an_attribute_error_that_names_it() -> None:
         exec("from mcp_hybrid import HybridApplication")
 
 
+@pytest.mark.process
 def test_importing_the_package_loads_neither_the_sdk_nor_the_server() -> None:
     assert not {"mcp", "mcp_types", "hypercorn", "trio", "mcp_hybrid.app"} & modules_after("import mcp_hybrid")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["version", "session-key"])
 def test_a_small_command_loads_neither_the_sdk_nor_the_server(command: str) -> None:
     code = f"from mcp_hybrid.cli import app\ntry:\n    app(['{command}'])\nexcept SystemExit:\n    pass"
     assert not {"mcp", "mcp_types", "hypercorn", "trio", "mcp_hybrid.app"} & modules_after(code)
 
 
+@pytest.mark.process
 def test_a_wrong_setting_is_told_without_loading_the_sdks_server() -> None:
     code = "from mcp_hybrid.cli import app\ntry:\n    app(['check', '--mode', 'x'])\nexcept SystemExit:\n    pass"
     assert not {"mcp.server", "hypercorn", "mcp_hybrid.app"} & modules_after(code)

@@ -193,7 +193,7 @@ async def kept_context(redis: RedisServer | None) -> AsyncIterator[tuple[HybridA
         yield app, conversation, kept[0]
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
 def shared(request: pytest.FixtureRequest) -> RedisServer | None:
     return request.getfixturevalue("shared_redis") if request.param == "redis" else None
 
@@ -254,6 +254,7 @@ async def test_it_ends_with_the_session(shared_redis: RedisServer) -> None:
         assert await backplane.load_state(session.hash) == {}
 
 
+@pytest.mark.redis
 @pytest.mark.parametrize("how", ["killed", "stalled"])
 async def test_while_redis_is_away_it_is_an_error_in_bounded_time_and_afterwards_it_is_there(how: str) -> None:
     with redis_server() as redis:

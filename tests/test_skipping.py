@@ -54,6 +54,7 @@ def outcome(folder: Path, source: str, ci: str | None) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+@pytest.mark.process
 def test_where_ci_is_set_a_skip_is_a_failure_that_says_why(tmp_path: Path) -> None:
     code, printed = outcome(tmp_path, SKIPPING, "true")
     assert (code, "1 failed, 1 passed, 1 xfailed, 2 errors" in printed) == (1, True), printed
@@ -61,12 +62,14 @@ def test_where_ci_is_set_a_skip_is_a_failure_that_says_why(tmp_path: Path) -> No
         assert f"skipped, which CI must not: {reason}" in printed
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("ci", [None, ""])
 def test_elsewhere_a_skip_is_a_skip(tmp_path: Path, ci: str | None) -> None:
     code, printed = outcome(tmp_path, SKIPPING, ci)
     assert (code, "1 passed, 3 skipped, 1 xfailed" in printed) == (0, True), printed
 
 
+@pytest.mark.process
 def test_a_module_that_skips_itself_has_failed_too(tmp_path: Path) -> None:
     source = 'import pytest\npytest.skip("not on this system", allow_module_level=True)\n'
     code, printed = outcome(tmp_path, source, "true")
@@ -74,6 +77,7 @@ def test_a_module_that_skips_itself_has_failed_too(tmp_path: Path) -> None:
     assert "skipped, which CI must not: not on this system" in printed
 
 
+@pytest.mark.process
 def test_what_ci_can_do_nothing_about_may_be_skipped(tmp_path: Path) -> None:
     code, printed = outcome(tmp_path, f"import pytest\ndef test(): pytest.skip({ALLOWED[0]!r})\n", "true")
     assert (code, "1 skipped" in printed) == (0, True), printed

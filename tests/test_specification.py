@@ -17,12 +17,14 @@ def check(document: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.process
 def test_every_requirement_has_its_row_and_every_test_it_names_exists() -> None:
     done = check(DOCUMENT)
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
     assert done.stdout.startswith("163 requirements: ")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [

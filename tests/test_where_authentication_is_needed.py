@@ -37,6 +37,7 @@ def test_only_a_loopback_address_may_be_served_without_authentication(host: str,
             require(settings, authenticated=False)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_serve_does_not_start_without_authentication_where_others_can_come(workers: str) -> None:
     result = CliRunner().invoke(command_line, ["serve", "--host", "0.0.0.0", "--port", "0", "--workers", workers])

@@ -284,6 +284,7 @@ async def test_no_request_of_a_live_session_asks_redis_whether_it_was_ended(
         assert (await four.at(conversation, 1).post(ADD)).status == 200
 
 
+@pytest.mark.redis
 async def test_fifty_get_streams_on_two_workers_are_two_blocking_readers() -> None:
     with redis_server() as redis:
         async with fleet(redis.url, 2) as two, AsyncExitStack() as stack:

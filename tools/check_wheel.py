@@ -1,17 +1,25 @@
-"""Builds the wheel, installs it into a clean environment, and runs its command there as a stranger would."""
+"""Builds the wheel, installs it into a clean environment, and runs its command there as a stranger would.
+
+    python tools/check_wheel.py [--quick]
+
+--quick downloads nothing: the wheel is built, and run with the packages of this environment.
+"""
 
 # a script, not a package; it runs programs that it names itself
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 import urllib.request
+import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +32,14 @@ START = 30.0
 
 def main() -> None:
     """Build, install, and try `version`, `check` and `serve`; anything that goes wrong ends the script."""
+    parser = argparse.ArgumentParser(description="Build the wheel and try what is in it.")
+    parser.add_argument("--quick", action="store_true", help="use the packages of this environment")
+    quick = parser.parse_args().quick
     with tempfile.TemporaryDirectory(prefix="wheel-") as name:
         folder = Path(name)
-        wheel = build(folder)
+        wheel = build(folder, isolated=not quick)
         look_into(wheel)
-        command = install(wheel, folder)
+        command = unpack(wheel, folder) if quick else install(wheel, folder)
         say(f"the wheel's command: mcp-hybrid {run(command, 'version', cwd=folder).strip()}")
         run(command, "check", cwd=folder)
         with serving(command, folder) as url:
@@ -38,9 +49,10 @@ def main() -> None:
     say("the wheel serves its demo")
 
 
-def build(folder: Path) -> Path:
-    """Build the wheel outside the sources."""
-    run(Path(sys.executable), "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT), cwd=folder)
+def build(folder: Path, *, isolated: bool) -> Path:
+    """Build the wheel outside the sources, in an environment of its own or with the build backend of this one."""
+    how = () if isolated else ("--no-isolation",)
+    run(Path(sys.executable), "-m", "build", "--wheel", *how, "--outdir", str(folder), str(ROOT), cwd=folder)
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -58,6 +70,20 @@ def install(wheel: Path, folder: Path) -> Path:
     run(Path(sys.executable), "-m", "venv", str(folder / "venv"), cwd=folder)
     run(binaries / "python", "-m", "pip", "install", "--disable-pip-version-check", str(wheel), cwd=folder)
     return binaries / "mcp-hybrid"
+
+
+def unpack(wheel: Path, folder: Path) -> Path:
+    """Install the wheel alone, into an environment that takes the rest from this one, and give its command."""
+    place = folder / "venv"
+    venv.create(place, symlinks=True, with_pip=False)
+    (packages,) = place.glob("lib/python*/site-packages")
+    pip = ("-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--target", str(packages))
+    run(Path(sys.executable), *pip, str(wheel), cwd=folder)
+    (packages / "others.pth").write_text(f"{sysconfig.get_path('purelib')}\n", encoding="utf-8")
+    command = packages / "bin" / "mcp-hybrid"
+    script = command.read_text(encoding="utf-8").partition("\n")[2]
+    command.write_text(f"#!{place / 'bin' / 'python'}\n{script}", encoding="utf-8")
+    return command
 
 
 def run(program: Path, *arguments: str, cwd: Path) -> str:

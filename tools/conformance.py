@@ -25,6 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))  # the harness of the tests installs what is installed once
+
+from harness.installing import filled  # noqa: E402 - as above
+
 PROGRAMS = ROOT / "tests" / "conformance"
 EVERYTHING = PROGRAMS / "everything.py"
 
@@ -250,27 +254,19 @@ def version_of(node: str) -> int:
 
 def installed(name: str, package: str) -> Path:
     """Install an npm package into a folder of its own, once, and give the folder."""
-    place = folder() / name
-    mark = Path(".installed")
-    if (place / mark).exists() and (place / mark).read_text() == package:
-        return place
     npm = shutil.which("npm")
     if npm is None:
         sys.exit("npm was not found: the conformance suite is an npm package (install Node.js)")
-    say(f"installing {package} into {place}")
-    with tempfile.TemporaryDirectory(dir=folder(), ignore_cleanup_errors=True) as parent:
-        fresh = Path(parent) / name
-        fresh.mkdir()
+    command = [npm, "install", "--no-audit", "--no-fund", "--loglevel=error", package, "--prefix"]
+
+    def fill(place: Path) -> None:
         done = subprocess.run(
-            [npm, "install", "--prefix", fresh, "--no-audit", "--no-fund", "--loglevel=error", package],
-            cwd=fresh, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False,
-        )  # fmt: skip
+            [*command, place], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
         if done.returncode:
             sys.exit(f"npm could not install {package}:\n{done.stdout}")
-        (fresh / mark).write_text(package)
-        shutil.rmtree(place, ignore_errors=True)
-        fresh.rename(place)
-    return place
+
+    return filled(folder() / name, fill)
 
 
 def folder(*names: str) -> Path:

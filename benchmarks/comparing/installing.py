@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from harness.installing import filled
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".cache" / "bench"
@@ -27,9 +29,6 @@ ENVIRONMENTS = {
 """What pip installs for each; uvicorn's `standard` brings uvloop and httptools."""
 NODE_PACKAGES = ("@modelcontextprotocol/sdk@~1.32.2",)
 TYPESCRIPT = "typescript.mjs"
-
-MARK = ".installed"
-"""The file that a folder has once it is complete."""
 
 SHOW_VERSIONS = """
 import importlib.metadata, json
@@ -106,15 +105,8 @@ def node_versions(program: str, script: Path) -> dict[str, str]:
 
 
 def _filled(name: str, wanted: Sequence[str], fill: Callable[[Path], None]) -> Path:
-    """Return a folder of the cache. One that was left half made is made again."""
-    place = CACHE / f"{name}-{sha256(repr(wanted).encode()).hexdigest()[:8]}"
-    if not (place / MARK).exists():
-        print(f"installing {', '.join(wanted)}", file=sys.stderr, flush=True)
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        fill(place)
-        (place / MARK).touch()
-    return place
+    """Return a folder of the cache, named after what is in it."""
+    return filled(CACHE / f"{name}-{sha256(repr(wanted).encode()).hexdigest()[:8]}", fill)
 
 
 def _python_in(place: Path) -> Path:

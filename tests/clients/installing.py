@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from harness.installing import filled
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 
@@ -24,8 +26,6 @@ NODE = (22, 19)
 """The oldest Node that all of them run on."""
 NODE_PACKAGE = "node@22.23.3"
 """What is used where the machine's is older."""
-
-_MARK = ".installed"
 
 
 class NotInstalledError(Exception):
@@ -79,19 +79,12 @@ def install() -> Installed:
 def kept(name: str, pins: Sequence[Path], fill: Callable[[Path], None]) -> Path:
     """Give the folder for these pins, filled where it is not yet."""
     digest = sha256(b"".join(pin.read_bytes() for pin in pins)).hexdigest()[:12]
-    return filled(f"{name}-{digest}", fill)
+    return filled(cache() / f"{name}-{digest}", fill)
 
 
-def filled(name: str, fill: Callable[[Path], None]) -> Path:
-    """Give a folder of the cache. One that was left half made is made again."""
-    place = Path(os.environ.get("TESTS_CACHE") or ROOT / ".cache").absolute() / "clients" / name
-    if not (place / _MARK).exists():
-        print(f"installing {place}", file=sys.stderr, flush=True)  # noqa: T201 - it takes a while
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        fill(place)
-        (place / _MARK).touch()
-    return place
+def cache() -> Path:
+    """Give the folder that has all clients."""
+    return Path(os.environ.get("TESTS_CACHE") or ROOT / ".cache").absolute() / "clients"
 
 
 def _install_npm(place: Path) -> None:
@@ -115,7 +108,7 @@ def find_node() -> str:
     here = shutil.which("node")
     if here is not None and _version_of(here) >= NODE:
         return here
-    place = filled(NODE_PACKAGE.replace("@", "-"), _install_node)
+    place = filled(cache() / NODE_PACKAGE.replace("@", "-"), _install_node)
     program = place / "node_modules" / "node" / "bin" / "node"
     if not program.exists():
         raise NotInstalledError(f"npm installed {NODE_PACKAGE} without the program: are install scripts switched off?")

@@ -6,8 +6,9 @@ Every call is recorded, and calls that wait are let go by the test, so that no t
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
 
 import anyio
 import anyio.abc
@@ -15,6 +16,7 @@ from mcp.server import MCPServer
 from mcp.server.elicitation import AcceptedElicitation
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPDeprecationWarning
 from mcp.shared.message import ServerMessageMetadata
 from mcp_types import (
@@ -32,6 +34,10 @@ SECRET = "hunter2-in-an-exception"
 """Stands in the text of the exception that `crash` raises."""
 
 
+_TOOLS: Final[dict[str, Tool]] = {}
+"""The tools of the first `Example`, by name."""
+
+
 class Person(BaseModel):
     name: str
 
@@ -47,9 +53,10 @@ class Example:
         """"enter" and "exit", as often as the server's own lifespan ran."""
         self._gates: dict[str, anyio.Event] = {}
         self._changed = anyio.Event()
-        self.server = MCPServer("example", version="1", lifespan=self._lifespan)
+        self._tools: list[Tool] = []
         for add_tools in (self._add_plain, self._add_progress, self._add_questions, self._add_notices):
             add_tools()
+        self.server = MCPServer("example", version="1", lifespan=self._lifespan, tools=self._tools)
 
     def release(self, name: str = "wait") -> None:
         """Let go the calls that wait under this name, and all that come later."""
@@ -92,13 +99,20 @@ class Example:
         self._changed.set()
         self._changed = anyio.Event()
 
+    def _tool(self, function: Callable[..., Any]) -> None:
+        """Add a tool. What its signature says is worked out once in a run, as it takes ten times as long as a test."""
+        known = _TOOLS.get(function.__name__)
+        if known is None:
+            known = _TOOLS[function.__name__] = Tool.from_function(function)
+        self._tools.append(known.model_copy(update={"fn": function}))
+
     def _add_plain(self) -> None:
-        @self.server.tool()
+        @self._tool
         async def add(a: int, b: int) -> int:
             with self._recorded("add"):
                 return a + b
 
-        @self.server.tool()
+        @self._tool
         async def wait(name: str = "wait", seconds: float = 3600) -> str:
             """Wait for `Example.release(name)`, at most so long."""
             with self._recorded("wait"):
@@ -106,18 +120,18 @@ class Example:
                     await self._gate(name).wait()
                 return "let go"
 
-        @self.server.tool()
+        @self._tool
         async def fail() -> str:
             with self._recorded("fail"):
                 raise ToolError("it failed, as it should")
 
-        @self.server.tool()
+        @self._tool
         async def crash() -> str:
             with self._recorded("crash"):
                 raise RuntimeError(SECRET)
 
     def _add_progress(self) -> None:
-        @self.server.tool()
+        @self._tool
         async def count(ctx: Context, steps: int = 3, delay: float = 0.1) -> str:
             with self._recorded("count"):
                 for step in range(1, steps + 1):
@@ -125,7 +139,7 @@ class Example:
                     await ctx.report_progress(step, steps, f"step {step}")
                 return f"counted to {steps}"
 
-        @self.server.tool()
+        @self._tool
         async def burst(ctx: Context, steps: int = 1000) -> str:
             """Report as fast as it goes."""
             with self._recorded("burst"):
@@ -133,7 +147,7 @@ class Example:
                     await ctx.report_progress(step, steps)
                 return f"burst of {steps}"
 
-        @self.server.tool()
+        @self._tool
         async def backwards(ctx: Context) -> str:
             """Report values that do not increase, which must not reach the client."""
             with self._recorded("backwards"):
@@ -141,7 +155,7 @@ class Example:
                     await ctx.report_progress(value, 4)
                 return "went backwards"
 
-        @self.server.tool()
+        @self._tool
         async def late_progress(ctx: Context) -> str:
             """Leave a task behind that reports once the test says `release("late")`; it is recorded as "late"."""
             with self._recorded("late_progress"):
@@ -149,7 +163,7 @@ class Example:
                 await ctx.report_progress(1)
                 return "more to come"
 
-        @self.server.tool()
+        @self._tool
         async def close_stream(ctx: Context, delay: float = 0) -> str:
             """Report, close the answer's stream so that the client must resume, report and finish."""
             with self._recorded("close_stream"):
@@ -165,13 +179,13 @@ class Example:
             await ctx.report_progress(2)
 
     def _add_questions(self) -> None:
-        @self.server.tool()
+        @self._tool
         async def ask(ctx: Context) -> str:
             with self._recorded("ask"):
                 answer = await ctx.elicit("Who is there?", Person)
                 return f"hello {answer.data.name}" if isinstance(answer, AcceptedElicitation) else answer.action
 
-        @self.server.tool()
+        @self._tool
         async def sample(ctx: Context) -> str:
             with self._recorded("sample"):
                 question = SamplingMessage(role="user", content=TextContent(type="text", text="Say something"))
@@ -182,7 +196,7 @@ class Example:
                 )
                 return answer.content.text if isinstance(answer.content, TextContent) else answer.content.type
 
-        @self.server.tool()
+        @self._tool
         async def roots(ctx: Context) -> list[str]:
             with self._recorded("roots"):
                 related = ServerMessageMetadata(related_request_id=ctx.request_id)
@@ -190,7 +204,7 @@ class Example:
                 return [str(root.uri) for root in answer.roots]
 
     def _add_notices(self) -> None:
-        @self.server.tool()
+        @self._tool
         async def log(ctx: Context, n: int = 1) -> str:
             """Send log messages, numbered from 1, on this call's own answer."""
             with self._recorded("log"):
@@ -203,7 +217,7 @@ class Example:
                     await sending
                 return f"{n} lines"
 
-        @self.server.tool()
+        @self._tool
         async def notify_changed(ctx: Context) -> str:
             """Tell the client, on its session's standalone stream or where it listens, that the tools changed."""
             with self._recorded("notify_changed"):

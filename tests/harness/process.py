@@ -227,7 +227,8 @@ def listens(leader: int, port: int) -> bool:
             return probe.connect_ex(("127.0.0.1", port)) == 0
     rows = [line.split() for each in sockets for line in each.read_text().splitlines()[1:]]
     listening = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
-    return bool(listening & _open_files(leader))
+    # Most looks are too early: that nothing listens yet is seen without looking at any process.
+    return bool(listening) and bool(listening & _open_files(leader))
 
 
 def _open_files(leader: int) -> set[str]:

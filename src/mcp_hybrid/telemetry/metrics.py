@@ -145,7 +145,7 @@ class Metrics(Counts):
             level.set(0)
         self._workers.set(1)
         self._available.set(1)
-        self._build.labels(version("mcp-hybrid"), version("mcp"), platform.python_version()).set(1)
+        self._build.labels(*_versions()).set(1)
 
     def stop(self) -> None:
         """Note that this process serves no more."""
@@ -232,6 +232,12 @@ class _WithoutCreated(Collector):
         for metric in self._inner.collect():
             metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
             yield metric
+
+
+@cache
+def _versions() -> tuple[str, str, str]:
+    """Return the versions that the build metric has. Each is read from a file, which a process needs to do once."""
+    return version("mcp-hybrid"), version("mcp"), platform.python_version()
 
 
 def make_metrics() -> Metrics:
