@@ -24,11 +24,14 @@ from starlette.types import Receive, Scope, Send
 from mcp_hybrid.authentication import Authentication, authentication_for
 from mcp_hybrid.backplane import Backplane, LogLimits, MemoryBackplane
 from mcp_hybrid.clock import now
+from mcp_hybrid.containment import contained, keep_or_raise, must_pass
 from mcp_hybrid.counts import Counts
 from mcp_hybrid.errors import Cause, ConfigurationError, Fault
 from mcp_hybrid.exchange import sse
 from mcp_hybrid.exchange.changes import end_listening, shared_changes
+from mcp_hybrid.exchange.context import current
 from mcp_hybrid.exchange.request_state import shared_request_state
+from mcp_hybrid.exchange.threads import ToolThreads, divided_limiter
 from mcp_hybrid.exchange.timers import Delay
 from mcp_hybrid.exchange.wire import (
     BodyTooSlowError,
@@ -155,6 +158,7 @@ class HybridApp:
             self.settings, self._metrics, self._hosts, self._admit, self._reasons, lambda: self._service
         )
         self._service: Service | None = None
+        self._threads: ToolThreads | None = None
         self.draining = False
         """Whether the process is about to stop: what runs is finished, nothing new should be sent here."""
         self.failed = False
@@ -169,6 +173,11 @@ class HybridApp:
     def counts(self) -> Counts:
         """What happens in this application, for whoever serves it to add to."""
         return self._metrics
+
+    @property
+    def abandoned_threads(self) -> int:
+        """How many threads run on for calls that have been answered. They cannot be stopped, but by the process."""
+        return self._threads.abandoned if self._threads is not None else 0
 
     @property
     def registry(self) -> Registry:
@@ -256,6 +265,7 @@ class HybridApp:
             self._observer.start()
             backplane = timed(self._backplane, self._metrics)
             registry = self._make_registry(backplane)
+            self._threads = ToolThreads(self.settings.limits.tool_threads, self._metrics)
             kernel = Kernel(
                 self._server,
                 state,
@@ -265,6 +275,7 @@ class HybridApp:
                 _spawner(tasks),
                 policy=self.settings.progress,
                 traced=self._observer.traced,
+                threads=self._threads,
             )
             registry.make_outbound = kernel.make_outbound
             kernel.request_state = shared_request_state(self._server, self.settings.sessions.decoded_keys())
@@ -277,7 +288,7 @@ class HybridApp:
             tasks.start_soon(self._patience.run)
             self._service = service
             try:
-                with shared_changes(self._server, backplane) as service.words.publish_here:
+                with divided_limiter(), shared_changes(self._server, backplane) as service.words.publish_here:
                     yield
             finally:
                 self._service = self._patience = None
@@ -314,11 +325,15 @@ class HybridApp:
                 await send({"type": "lifespan.startup.complete"})
                 stage = "shutdown"
                 await receive()
-        except Exception as exc:
+        except BaseException as exc:
+            if must_pass(exc) is not None:
+                raise
             self.failed = True
             log.exception("the server's lifespan failed", stage=stage)
             await send({"type": f"lifespan.{stage}.failed", "message": type(exc).__name__})
-            raise
+            if isinstance(exc, Exception):
+                raise
+            raise RuntimeError(f"the server's lifespan raised {type(exc).__name__}") from exc  # which ends no process
         await send({"type": "lifespan.shutdown.complete"})
 
     # ---- one request
@@ -336,11 +351,15 @@ class HybridApp:
         except BodyTooSlowError:
             visit.facts["refused"] = Cause.BODY_TOO_SLOW.label
             self._metrics.refused(Cause.BODY_TOO_SLOW)
-        except Exception:
-            log.exception("request failed", method=method_of(visit.message))
+        except BaseException as error:  # noqa: BLE001 - the boundary between all programs and the server
+            # Whatever part of a program it comes from (a verifier, a route of its own), it ends this request only.
+            keep_or_raise(error, "request failed", method=method_of(visit.message))
             if visit.status is None:
                 self._metrics.refused(Cause.INTERNAL)
-                await write_fault(visit.send, Fault(Cause.INTERNAL, "Internal server error"), visit.cors)
+                request_id = visit.message.id if isinstance(visit.message, Request) else None
+                with suppress(ClientGoneError):
+                    fault = Fault(Cause.INTERNAL, "Internal server error", request_id)
+                    await write_fault(visit.send, fault, visit.cors)
         finally:
             if visit.place is not None:
                 visit.place.leave()
@@ -518,10 +537,8 @@ def _spawner(tasks: TaskGroup) -> Callable[[Callable[[], Coroutine[Any, Any, Non
     """Return what starts tasks that outlive their request. One that fails is logged, and takes nothing along."""
 
     async def guarded(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        try:
-            await work()
-        except Exception:
-            log.exception("a background task failed")
+        current.set(None)  # of the request that started it: this is the server's work, not the program's
+        await contained(work, "a background task failed")
 
     def spawn(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         tasks.start_soon(guarded, work)

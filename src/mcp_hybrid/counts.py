@@ -31,11 +31,14 @@ class Count(StrEnum):
     """A connection was closed at once, because there were too many."""
     CONNECTIONS_NOT_READ = "connections_not_read"
     """A connection was closed because its client did not read what was written."""
+    CALLS_ABANDONED = "calls_abandoned"
+    """A call was answered (its time was over, or it was cancelled) while its function runs on."""
 
     SESSIONS_NOW = "sessions_now"
     CALLS_NOW = "calls_now"
     POST_STREAMS_NOW = "post_streams_now"
     GET_STREAMS_NOW = "get_streams_now"
+    ABANDONED_THREADS_NOW = "abandoned_threads_now"
 
 
 class Counts:

@@ -159,6 +159,9 @@ class LimitSettings(_Section):
     rate_per_owner: Rate = ""
     """Requests of one owner in a time, such as "100/s": as many at once, then evenly. Empty: no limit."""
 
+    tool_threads: Count = 40
+    """Threads in which blocking (`def`) tools may run at a time. A call that gets none in time is told to try later."""
+
     def bounds(self) -> Bounds:
         """Return the limits that are kept by counting requests."""
         rate = decode_rate(self.rate_per_owner)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import structlog
 import trio
 from mcp.shared.dispatcher import CallOptions
 from mcp.shared.exceptions import MCPError
@@ -19,11 +21,16 @@ from mcp.shared.transport_context import TransportContext
 from mcp_types import REQUEST_TIMEOUT, RequestId
 from pydantic_core import to_json
 
-from mcp_hybrid.exchange import progress
+from mcp_hybrid.exchange import progress as progress_gate
 from mcp_hybrid.exchange.progress import ProgressGate
 from mcp_hybrid.exchange.reply import Reply
 from mcp_hybrid.sessions.live import Interruption, LiveSession
 from mcp_hybrid.sessions.questions import CannotAskError, Question, check_capability, question_id
+
+if TYPE_CHECKING:  # which imports this
+    from mcp_hybrid.exchange.threads import ToolThreads
+
+log = structlog.get_logger("mcp_hybrid")
 
 NO_SESSION: Final = (
     "this request was served without a session, so no answer could find its way back. "
@@ -38,6 +45,22 @@ _FINISHED: Final = "the request that would carry the question has finished."
 
 class ExchangeContext:
     """One inbound message as the kernel sees it, and the way back to the client."""
+
+    # Of the program's threads (`exchange.threads`). On the class, as most requests use none.
+    pool: ToolThreads | None = None
+    """Where the handler's threads come from."""
+    name = ""
+    """What is called, for the log: a tool's name, or the method."""
+    threads = 0
+    """Threads that the handler holds."""
+    used_threads = False
+    waiting_for_thread = 0
+    starved = False
+    """Whether it was interrupted while it waited for a thread."""
+    abandoned = False
+    """Whether it was answered while its handler runs on."""
+    on_interrupt: Callable[[], object] | None = None
+    """Called when it is interrupted."""
 
     def __init__(
         self,
@@ -59,6 +82,7 @@ class ExchangeContext:
         self.message_metadata = metadata
         self.session = session
         self.interrupted: Interruption | None = None
+        self._loop_thread = get_ident()
         self._reply = reply
         self._gate = gate
         self._carries = carries
@@ -97,6 +121,7 @@ class ExchangeContext:
             CannotAskError: At once, where no answer could come.
             MCPError: The client answered with an error, or not within `opts["timeout"]`.
         """
+        self._check_thread(method)
         reason = self._why_not()
         if reason is not None or self.session is None or self._reply is None:
             raise CannotAskError(method, reason or self._refusal)
@@ -109,15 +134,21 @@ class ExchangeContext:
         opts: CallOptions | None = None,  # noqa: ARG002 - the protocol's; none of its hints is for a server
     ) -> None:
         """Send a notification ahead of the result. Dropped where the route carries none, and after the result."""
+        self._check_thread(method)
         if self._closed or self._reply is None:
             return
-        if method == progress.METHOD:
+        if method == progress_gate.METHOD:
             await self._push_progress(self._gate.admit_raw(params))
         elif self._carries:
             await self._reply.push(notification(method, params))
 
     async def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress on this request, if the client asked for it and the policy serves it."""
+        """Report progress on this request, if the client asked for it and the policy serves it.
+
+        Raises:
+            RuntimeError: It was called in another event loop than the server's.
+        """
+        self._check_thread(progress_gate.METHOD)
         await self._push_progress(self._gate.admit(progress, total, message))
 
     @property
@@ -136,10 +167,13 @@ class ExchangeContext:
         if self._closed or self.interrupted is not None:
             return
         self.interrupted = why
+        self.starved = self.waiting_for_thread > 0 and not self.threads
         if self._cancel_requested is not None:
             self._cancel_requested.set()
         if self._scope is not None:
             self._scope.cancel()
+        if self.on_interrupt is not None:
+            self.on_interrupt()
 
     def close(self) -> None:
         """Send nothing more: the request has its result (G-P3)."""
@@ -149,6 +183,20 @@ class ExchangeContext:
     async def _push_progress(self, message: bytes | None) -> None:
         if message is not None and self._reply is not None:
             await self._reply.push_progress(message)
+
+    def _check_thread(self, what: str) -> None:
+        """Refuse a caller in another thread: nothing of an event loop may be touched from there.
+
+        A blocking tool that runs a loop of its own (`asyncio.run(ctx.report_progress(...))`) would come this far.
+
+        Raises:
+            RuntimeError: It is in another thread.
+        """
+        if get_ident() != self._loop_thread:
+            raise RuntimeError(
+                f"{what} was sent from another thread or event loop than the server's; "
+                "in a blocking tool use anyio.from_thread.run(ctx.report_progress, ...)"
+            )
 
     def _why_not(self) -> str | None:
         """Return why the client cannot be asked, or None where it can."""
@@ -204,10 +252,16 @@ async def ask(
 
 
 async def _withdraw(question: Question, put: Callable[[bytes], Awaitable[None]]) -> None:
-    """Tell the client that an answer is no longer wanted; soon or not at all, since whoever asked is on its way out."""
+    """Tell the client that an answer is no longer wanted: soon or not at all.
+
+    The caller is about to raise a timeout, or a cancellation: a notice that cannot be sent must not replace that.
+    """
     params = {"requestId": question.id, "reason": "no longer wanted"}
     with anyio.move_on_after(_WITHDRAW, shield=True):
-        await put(notification("notifications/cancelled", params))
+        try:
+            await put(notification("notifications/cancelled", params))
+        except Exception as error:
+            log.debug("question not withdrawn", exc_info=error)
 
 
 def _with_token(params: Mapping[str, Any] | None, question: Question) -> dict[str, Any]:

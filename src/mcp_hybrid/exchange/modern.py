@@ -29,6 +29,7 @@ from mcp_types import (
     ClientCapabilities,
 )
 
+from mcp_hybrid.containment import keep_or_raise
 from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.routing.era import SERVED_VERSIONS
 from mcp_hybrid.routing.message import Request
@@ -115,9 +116,9 @@ async def check_params(
         # Most schemas have no such headers, which is known sooner from their text than by the validator's two walks.
         if schema is None or X_MCP_HEADER_KEY not in repr(schema):
             return None
-    except Exception:
+    except BaseException as error:  # noqa: BLE001 - the boundary between a program and the server
         # A listing that fails must not break calls that work.
-        log.exception("Mcp-Param headers not checked: the tool's schema could not be had")
+        keep_or_raise(error, "Mcp-Param headers not checked: the tool's schema could not be had")
         return None
     rejection = validate_mcp_param_headers(schema, arguments, headers)
     return _fault(rejection, request) if rejection is not None else None

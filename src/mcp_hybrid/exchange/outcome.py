@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import anyio
 import structlog
 import trio
 from mcp.shared.inbound import ERROR_CODE_HTTP_STATUS
@@ -25,18 +24,20 @@ from mcp_types import (
 )
 from pydantic_core import PydanticSerializationError, to_json
 
+from mcp_hybrid.containment import must_pass, on_trio
 from mcp_hybrid.errors import REQUEST_CANCELLED, SERVER_BUSY, error_body
 from mcp_hybrid.exchange.context import ExchangeContext, current
+from mcp_hybrid.exchange.handler_task import Handler, HandlerTask
+from mcp_hybrid.exchange.threads import ToolThreads
 from mcp_hybrid.exchange.timers import Delay
 from mcp_hybrid.sessions.live import Interruption
 
 log = structlog.get_logger("mcp_hybrid")
 
-Handler = Callable[[], Awaitable[Mapping[str, Any]]]
-"""Makes a request's result."""
-
 _RETIRED: Final = {-32002: INVALID_PARAMS}
 """A code of earlier revisions that 2026-07-28 forbids (requirement J8), and what says the same there."""
+
+_INTERNAL: Final = ErrorData(code=INTERNAL_ERROR, message="Internal server error")
 
 _RESERVED: Final = range(-32099, -32019)
 _DEFINED: Final = frozenset({HEADER_MISMATCH, MISSING_REQUIRED_CLIENT_CAPABILITY, UNSUPPORTED_PROTOCOL_VERSION})
@@ -63,42 +64,71 @@ async def run(
     running: set[ExchangeContext],
     modern: bool,
     limit: Delay | None,
+    threads: ToolThreads,
+    key: str,
 ) -> Outcome:
     """Run a handler to its outcome, for at most as long as `limit`. It is among `running` meanwhile.
 
-    Never raises but for cancellation from outside (the server stops). What went wrong inside a handler that is not
-    meant for the client is logged here and nowhere else told.
+    `key` names the handler, for what is remembered of it: a method, or a method and what it calls.
+
+    Never raises but for cancellation from outside (the server stops) and a signal's KeyboardInterrupt. Whatever else
+    goes wrong inside a handler is its request's error; what is not meant for the client is logged here and nowhere else
+    told.
+    """
+    try:
+        result = await execute(handler, context, running=running, limit=limit, threads=threads, key=key)
+        if result is not None:
+            return Outcome(_result(request_id, result))
+    except BaseException as exc:
+        passing = must_pass(exc)
+        if passing is not None:
+            if passing is not exc:
+                log.exception("handler raised while it was cancelled")
+            raise passing from None
+        if context.interrupted is None:
+            return _failure(request_id, exc, modern=modern)
+    return _interruption(request_id, context, limit.seconds if limit is not None else math.inf)
+
+
+async def execute(
+    handler: Handler,
+    context: ExchangeContext,
+    *,
+    running: set[ExchangeContext],
+    limit: Delay | None,
+    threads: ToolThreads,
+    key: str,
+) -> Mapping[str, Any] | None:
+    """Run a handler and return its result; None if it was interrupted.
+
+    A handler that is known to use no threads runs in the caller's task, which takes no time for it; any other has a
+    task of its own, so that it can be left behind. On asyncio all have, as a program can cancel the task it runs in.
+
+    Raises:
+        BaseException: What the handler raises.
     """
     token = current.set(context)
+    context.pool = threads
     running.add(context)
     alarm = limit.add(partial(context.interrupt, Interruption.TIMED_OUT)) if limit is not None else None
     try:
-        with _scope() as scope:
-            context.enter(scope)
-            result = await handler()
-            if context.interrupted is None:
-                return Outcome(_result(request_id, result))
-    except Exception as exc:  # noqa: BLE001 - the boundary between applications and the wire
-        if context.interrupted is None:
-            return _failure(request_id, exc, modern=modern)
+        if threads.uses_none(key) and on_trio():
+            result = None
+            with trio.CancelScope() as scope:  # AnyIO's around it takes three times as long, for every call
+                context.enter(scope)
+                result = await handler()
+            if context.used_threads:
+                threads.learn(key, used=True, answered=True)
+        else:
+            result = await HandlerTask(handler, context, threads).run()
+            threads.learn(key, used=context.used_threads, answered=result is not None and not result.get("isError"))
+        return result if context.interrupted is None else None
     finally:
         if alarm is not None:
             alarm.cancel()
         context.close()
         running.discard(context)
         current.reset(token)
-    return _interruption(
-        request_id, context.interrupted or Interruption.TIMED_OUT, limit.seconds if limit is not None else math.inf
-    )
-
-
-def _scope() -> anyio.CancelScope | trio.CancelScope:
-    """Return a scope of the loop that runs. AnyIO's around Trio's takes three times as long, for every call."""
-    try:
-        trio.lowlevel.current_task()
-    except RuntimeError:
-        return anyio.CancelScope()
-    return trio.CancelScope()
 
 
 def _result(request_id: RequestId, result: Mapping[str, Any]) -> bytes:
@@ -106,21 +136,29 @@ def _result(request_id: RequestId, result: Mapping[str, Any]) -> bytes:
     return to_json({"jsonrpc": "2.0", "id": request_id, "result": result}, inf_nan_mode="null")
 
 
-def _failure(request_id: RequestId, exc: Exception, *, modern: bool) -> Outcome:
-    error = handler_exception_to_error_data(_innermost(exc))
+def _failure(request_id: RequestId, exc: BaseException, *, modern: bool) -> Outcome:
+    error = _meant_for_client(exc)
     if error is None:
         what = "result is not JSON" if isinstance(exc, PydanticSerializationError) else "handler raised"
         log.error(what, exc_info=exc)
-        error = ErrorData(code=INTERNAL_ERROR, message="Internal server error")
+        error = _INTERNAL
     code = _modern_code(error.code) if modern else error.code
     status = ERROR_CODE_HTTP_STATUS.get(code, 200) if modern else 200
-    data = error.data
+    for message, data in ((error.message, error.data), (error.message, None), (_INTERNAL.message, None)):
+        try:
+            return Outcome(error_body(request_id, code, message, data), status, code, message)
+        except PydanticSerializationError:
+            log.exception("error is not JSON")
+    raise AssertionError("unreachable: the last of these can be written")
+
+
+def _meant_for_client(exc: BaseException) -> ErrorData | None:
+    """Return the error that an exception stands for; None where it stands for none, as nearly all of Python's."""
     try:
-        body = error_body(request_id, code, error.message, data)
-    except PydanticSerializationError:
-        log.exception("error data is not JSON")
-        body = error_body(request_id, code, error.message)
-    return Outcome(body, status, code, error.message)
+        return handler_exception_to_error_data(_innermost(exc))
+    except Exception:
+        log.exception("exception of the protocol's that says nothing of its error")
+        return None
 
 
 def _modern_code(code: int) -> int:
@@ -141,20 +179,23 @@ _WHY: Final = {
 }
 
 
-def _interruption(request_id: RequestId, why: Interruption, limit: float) -> Outcome:
+def _interruption(request_id: RequestId, context: ExchangeContext, limit: float) -> Outcome:
     """Return the outcome of a request that was stopped.
 
     A cancelled one should not be answered (C1), but at these revisions an HTTP exchange ends with a response, and a
     client that resumes its stream would wait for it for ever; SDK 2.3 answers -32800 for the same reason.
     """
+    why = context.interrupted or Interruption.TIMED_OUT
     if why is Interruption.CLIENT_GONE:
         return Outcome(None)
     code, message = _WHY.get(why, (INTERNAL_ERROR, f"The request was stopped after {limit:g} s, the server's limit."))
+    if why is Interruption.TIMED_OUT and context.starved:
+        code, message = SERVER_BUSY, f"All threads for tools are in use, for longer than {limit:g} s. Try again later."
     return Outcome(error_body(request_id, code, message), 200, code, message)
 
 
-def _innermost(exc: Exception) -> Exception:
+def _innermost(exc: BaseException) -> BaseException:
     """Return the one exception in a group of one: a nursery in a handler must not hide what the handler raised."""
-    while isinstance(exc, ExceptionGroup) and len(exc.exceptions) == 1:
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
         exc = exc.exceptions[0]
     return exc

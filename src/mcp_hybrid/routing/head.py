@@ -9,6 +9,7 @@ SESSION_ID: Final = b"mcp-session-id"
 PROTOCOL_VERSION: Final = b"mcp-protocol-version"
 MCP_METHOD: Final = b"mcp-method"
 MCP_NAME: Final = b"mcp-name"
+LAST_EVENT_ID: Final = b"last-event-id"
 
 ROUTING_HEADERS: Final = frozenset({SESSION_ID, PROTOCOL_VERSION, MCP_METHOD, MCP_NAME})
 """Headers that decide where a request goes. Sent twice, a proxy and this server could read different ones."""
@@ -25,7 +26,7 @@ _FIELDS: Final = {
     b"accept": "accept",
     b"content-type": "content_type",
     b"content-length": "content_length",
-    b"last-event-id": "last_event_id",
+    LAST_EVENT_ID: "last_event_id",
     SESSION_ID: "session_id",
     PROTOCOL_VERSION: "protocol_version",
     MCP_METHOD: "mcp_method",

@@ -45,7 +45,7 @@ class Calls:
         connection = alone(LATEST_HANDSHAKE_VERSION)
         context = ExchangeContext(None, request.id, ProgressGate(None), self._kernel.metadata(exchange))
         handler = partial(self._kernel.serve_once, context, connection, request.method, request.params)
-        outcome = await self._kernel.run(handler, context, request.id)
+        outcome = await self._kernel.run(handler, context, request)
         extra: Headers = ()
         if outcome.error_code is None and exchange.route.action is Action.OFFER_SESSION:
             assert connection.client_params is not None
@@ -123,7 +123,7 @@ class Calls:
         # A call that says nothing for long becomes a stream, or a proxy would cut it, which would cancel it.
         alive = self._kernel.timers.keep_alive.add(reply.commit)
         try:
-            outcome = await self._kernel.run(handler, context, request.id, modern=True, limited=not listening)
+            outcome = await self._kernel.run(handler, context, request, modern=True, limited=not listening)
         finally:
             watch.cancel()
             alive.cancel()
@@ -150,7 +150,7 @@ class Calls:
     ) -> Mapping[str, Any]:
         connection = enveloped(verdict.protocol_version, verdict.client_info, verdict.client_capabilities)
         context = ExchangeContext(None, request.id, ProgressGate(None), self._kernel.metadata(exchange), refusal=MODERN)
-        return await self._kernel.serve_once(context, connection, "tools/list", params)
+        return await self._kernel.list_tools(context, connection, params)
 
     async def batch(self, exchange: Exchange) -> Fault | None:
         """Answer a batch (2025-03-26): its requests run at the same time."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -20,10 +20,12 @@ from mcp_types.version import is_version_at_least
 from starlette.requests import Request as HttpRequest
 
 from mcp_hybrid.backplane import Backplane, StreamKey
+from mcp_hybrid.containment import contained
 from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import REQUEST_CANCELLED
 from mcp_hybrid.exchange.context import ExchangeContext
-from mcp_hybrid.exchange.outcome import Handler, Outcome, run
+from mcp_hybrid.exchange.handler_task import Handler
+from mcp_hybrid.exchange.outcome import Outcome, execute, run
 from mcp_hybrid.exchange.progress import ProgressGate
 from mcp_hybrid.exchange.reply import Headers, Reply, Spawn
 from mcp_hybrid.exchange.request_state import SharedRequestState
@@ -31,16 +33,21 @@ from mcp_hybrid.exchange.standalone import (
     StandaloneChannel,
     StreamJournal,
 )
+from mcp_hybrid.exchange.threads import ToolThreads
 from mcp_hybrid.routing.message import Notification, Request
 from mcp_hybrid.routing.modes import ProgressPolicy
 from mcp_hybrid.routing.progress import Progress, decide_progress
 from mcp_hybrid.service.incoming import Exchange, Timers
+from mcp_hybrid.service.prompts import explain_refused_prompt
 from mcp_hybrid.sessions.connection import LeanConnection, alone
 from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.registry import Registry
 
 RESUMABLE_SINCE: Final = "2025-11-25"
 """The revision that lets a server end a call's stream early, and that knows priming events (requirements E6, E7)."""
+
+_NAMING: Final = frozenset({"tools/call", "prompts/get"})
+"""Methods whose requests name the function that is called."""
 
 
 def _run_middleware(
@@ -80,7 +87,7 @@ class UntracedRunner(TracedRunner):
 class Kernel:
     """Runs the SDK's kernel for one request after another, with a context for it and a reply around it."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that a running application has
         self,
         server: Server[Any],
         lifespan_state: Any,
@@ -91,6 +98,7 @@ class Kernel:
         *,
         policy: ProgressPolicy,
         traced: bool,
+        threads: ToolThreads,
     ) -> None:
         """Run requests to `server`. `traced` says whether anybody takes the SDK's spans."""
         self.server = server
@@ -100,6 +108,7 @@ class Kernel:
         self.spawn = spawn
         self.policy = policy
         self.request_timeout = timers.request.seconds
+        self.threads = threads
         self.running: set[ExchangeContext] = set()
         """The requests whose handlers run now, of all routes."""
         self.following: set[anyio.CancelScope] = set()
@@ -122,14 +131,47 @@ class Kernel:
         self,
         handler: Handler,
         context: ExchangeContext,
-        request_id: RequestId,
+        request: Request,
         *,
         modern: bool = False,
         limited: bool = True,
     ) -> Outcome:
-        """Run a handler to its outcome, for at most `request_timeout` if its time is `limited`."""
+        """Run a request's handler to its outcome, for at most `request_timeout` if its time is `limited`."""
         limit = self.timers.request if limited else None
-        return await run(handler, context, request_id, running=self.running, modern=modern, limit=limit)
+        name, key = request.method, request.method
+        if key in _NAMING and (called := request.name) is not None:
+            name, key = called, f"{key} {called}"
+        context.name = name
+        if key == "prompts/get":
+            handler = partial(explain_refused_prompt, handler)
+        return await run(
+            handler,
+            context,
+            request.id,
+            running=self.running,
+            modern=modern,
+            limit=limit,
+            threads=self.threads,
+            key=key,
+        )
+
+    async def list_tools(
+        self, context: ExchangeContext, connection: LeanConnection, params: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
+        """Run `tools/list` for what precedes a call, within the limits of a call.
+
+        Raises:
+            BaseException: What the server raises.
+            TimeoutError: It took too long, or was interrupted.
+        """
+        context.name = key = "tools/list"
+        handler = partial(self.serve_once, context, connection, key, params)
+        result = await execute(
+            handler, context, running=self.running, limit=self.timers.request, threads=self.threads, key=key
+        )
+        if result is None:
+            raise TimeoutError("listing the tools was interrupted")
+        return result
 
     async def run_stateless(self, exchange: Exchange, request: Request, reply: Reply) -> Outcome:
         """Run a request that has no session: nothing is known of the client, and nothing is kept."""
@@ -139,7 +181,7 @@ class Kernel:
             reply, request.id, self.gate(exchange, request), self.metadata(exchange), carries=carries
         )
         handler = partial(self.serve_once, context, connection, request.method, request.params)
-        return await self.run(handler, context, request.id)
+        return await self.run(handler, context, request)
 
     async def run_in_session(self, exchange: Exchange, session: LiveSession, request: Request, reply: Reply) -> Outcome:
         """Run a request in its session, which it keeps from hibernating meanwhile."""
@@ -150,7 +192,7 @@ class Kernel:
         alarm = self.timers.stream_after.add(reply.commit)
         try:
             handler = partial(self._runner(session.connection).on_request, context, request.method, request.params)
-            return await self.run(handler, context, request.id)
+            return await self.run(handler, context, request)
         finally:
             alarm.cancel()
             del session.calls[request.id]
@@ -159,16 +201,36 @@ class Kernel:
     async def notify_stateless(self, exchange: Exchange, message: Notification) -> None:
         """Let the server's own handlers see a notification; there is no call and no session it could act on."""
         connection = alone(exchange.route.version)
-        try:
-            await self.handle_notification(exchange, connection, message)
-        finally:
-            await connection.clean_up()
+        await self._notify(exchange, connection, message, connection.clean_up)
 
     async def handle_notification(self, exchange: Exchange, connection: Connection, message: Notification) -> None:
         """Let the server's own handlers see a notification."""
+        await self._notify(exchange, connection, message, None)
+
+    async def _notify(
+        self,
+        exchange: Exchange,
+        connection: Connection,
+        message: Notification,
+        clean_up: Callable[[], Awaitable[None]] | None,
+    ) -> None:
+        """Run what the server has for a notification, for at most `request_timeout`. What it raises is logged."""
         context = ExchangeContext(None, None, ProgressGate(None), self.metadata(exchange))
-        with anyio.move_on_after(self.request_timeout):
-            await self._runner(connection).on_notify(context, message.method, message.params)
+        context.name = message.method
+
+        async def handler() -> Mapping[str, Any]:
+            try:
+                await self._runner(connection).on_notify(context, message.method, message.params)
+            finally:
+                if clean_up is not None:
+                    await clean_up()
+            return {}
+
+        work = partial(
+            execute, handler, context, running=self.running, limit=self.timers.request,
+            threads=self.threads, key=message.method,
+        )  # fmt: skip
+        await contained(work, "notification handler raised", method=message.method)
 
     def make_outbound(self, session_id: str, digest: str) -> StandaloneChannel:
         """Make what a session sends by outside of any request."""
@@ -221,7 +283,7 @@ class Kernel:
         self, exchange: Exchange, reply: Reply | None = None, session: LiveSession | None = None
     ) -> ServerMessageMetadata:
         """Return what the SDK hands on to handlers: the HTTP request, and how to end streams early."""
-        metadata = ServerMessageMetadata(request_context=HttpRequest(exchange.scope))
+        metadata = ServerMessageMetadata(request_context=HttpRequest(exchange.program_scope))
         if session is not None and reply is not None and is_version_at_least(exchange.route.version, RESUMABLE_SINCE):
             metadata.close_sse_stream = partial(_close_early, reply)
             metadata.close_standalone_sse_stream = partial(_close_standalone, session)

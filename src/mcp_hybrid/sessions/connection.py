@@ -6,7 +6,9 @@ connection may need but most never use (the exit stack, the scratch state) is ma
 
 from __future__ import annotations
 
+import sys
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -15,7 +17,11 @@ from mcp.server.runner import aclose_shielded
 from mcp.shared.dispatcher import Outbound
 from mcp_types import InitializeRequestParams
 
+from mcp_hybrid.containment import contained
 from mcp_hybrid.sessions.record import SessionRecord
+
+FASTMCP_NAME: Final = "_fastmcp_state_prefix"
+"""Where FastMCP keeps a session's name in the state of its connection (pinned by a contract test)."""
 
 
 class LeanConnection(Connection):
@@ -72,7 +78,8 @@ class LeanConnection(Connection):
     async def clean_up(self) -> None:
         """Run what was left on the exit stack: bounded, shielded from cancellation, and it cannot fail."""
         if self._exit_stack is not None:
-            await aclose_shielded(self)
+            # The SDK's contains what is an `Exception`.
+            await contained(partial(aclose_shielded, self), "clean-up of a session raised")
 
 
 class SessionConnection(LeanConnection):
@@ -82,6 +89,21 @@ class SessionConnection(LeanConnection):
         super().__init__(
             outbound, protocol_version=record.version, session_id=session_id, client_params=record.client_params
         )
+
+    @property
+    def state(self) -> dict[str, Any]:  # type: ignore[override]  # as above
+        """Scratch state of this process, which says to FastMCP how it is to call the session.
+
+        FastMCP would take the id itself, which is a credential, and write it into every span (`mcp.session.id`). It
+        remembers here what it took: the hash that the session has in our own log and spans.
+        """
+        if self._state is None:
+            self._state = {}
+            if "fastmcp" in sys.modules and self.session_id is not None:
+                from mcp_hybrid.sessions.registry import hash_of  # noqa: PLC0415 - which imports this
+
+                self._state[FASTMCP_NAME] = hash_of(self.session_id)
+        return self._state
 
 
 _NO_CHANNEL: Final = Connection.from_envelope("", None, None).outbound

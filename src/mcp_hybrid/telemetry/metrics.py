@@ -83,6 +83,17 @@ _FAMILIES: Final = (
         "http",
         goes_down=True,
     ),
+    _Family(
+        "calls_abandoned",
+        "Calls that were answered at their limit, or when they were cancelled, while their function ran on",
+        {Count.CALLS_ABANDONED: ""},
+    ),
+    _Family(
+        "abandoned_threads",
+        "Threads that tools of abandoned calls hold now",
+        {Count.ABANDONED_THREADS_NOW: ""},
+        goes_down=True,
+    ),
     _Family("progress_sent", "Progress values that were sent", {Count.PROGRESS_SENT: ""}),
     _Family(
         "progress_coalesced",
