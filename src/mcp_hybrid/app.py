@@ -175,8 +175,8 @@ class HybridApp:
         return self._metrics
 
     @property
-    def abandoned_threads(self) -> int:
-        """How many threads run on for calls that have been answered. They cannot be stopped, but by the process."""
+    def abandoned_calls(self) -> int:
+        """How many calls have been answered while their functions run on. Only the end of the process stops those."""
         return self._threads.abandoned if self._threads is not None else 0
 
     @property

@@ -70,6 +70,7 @@ class Cause(Enum):
     TOO_DEEP = ("too_deep", 400, INVALID_REQUEST)
     NOT_JSON = ("not_json", 400, PARSE_ERROR)
     NOT_A_MESSAGE = ("not_a_message", 400, INVALID_REQUEST)
+    NAME_TOO_LONG = ("name_too_long", 400, INVALID_PARAMS)
     # legacy or modern
     VERSION_UNSUPPORTED = ("version_unsupported", 400, UNSUPPORTED_PROTOCOL_VERSION)
     VERSION_MISMATCH = ("version_mismatch", 400, HEADER_MISMATCH)

@@ -260,8 +260,8 @@ async def _withdraw(question: Question, put: Callable[[bytes], Awaitable[None]])
     with anyio.move_on_after(_WITHDRAW, shield=True):
         try:
             await put(notification("notifications/cancelled", params))
-        except Exception as error:
-            log.debug("question not withdrawn", exc_info=error)
+        except Exception as error:  # noqa: BLE001 - see above
+            log.debug("question not withdrawn", error=str(error))
 
 
 def _with_token(params: Mapping[str, Any] | None, question: Question) -> dict[str, Any]:

@@ -41,6 +41,8 @@ class ToolThreads:
         self._limiter = anyio.CapacityLimiter(total)
         self._holders: dict[object, ExchangeContext] = {}
         self._uses: dict[str, bool] = {}
+        self.abandoned = 0
+        """Requests that were answered and whose handlers run on."""
 
     async def acquire(self, borrower: object, context: ExchangeContext) -> None:
         """Wait for a thread. Cancelled, none is held."""
@@ -66,6 +68,7 @@ class ToolThreads:
     def abandon(self, context: ExchangeContext) -> None:
         """Note that a request is answered while its handler runs on. Nothing that it comes to is used."""
         context.abandoned = True
+        self.abandoned += 1
         self._counts.add(Count.CALLS_ABANDONED)
         self._counts.add(Count.ABANDONED_THREADS_NOW, context.threads)
         log.warning(
@@ -74,12 +77,8 @@ class ToolThreads:
 
     def ended(self, context: ExchangeContext, seconds: float) -> None:
         """Note that the handler of an abandoned request has ended after so long."""
+        self.abandoned -= 1
         log.info("abandoned call ended", tool=context.name, seconds=round(seconds, 1))
-
-    @property
-    def abandoned(self) -> int:
-        """How many threads are held for requests that have been answered."""
-        return sum(context.abandoned for context in self._holders.values())
 
     def uses_none(self, handler: str) -> bool:
         """Whether a handler has answered before without a thread, and has never used one."""

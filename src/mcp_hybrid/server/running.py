@@ -24,6 +24,7 @@ from mcp_hybrid.app import HybridApp
 from mcp_hybrid.authentication import require
 from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.accepting import BACKLOG
+from mcp_hybrid.server.leaving import leave_at_once
 from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
 from mcp_hybrid.server.worker import HardenedTCPServer, harden
 from mcp_hybrid.settings import Settings
@@ -71,6 +72,8 @@ async def run(
     nothing should be sent here any more. Awaits `started` once requests are served. With `linger`, idle connections
     stay for as long as `stopping` lets them.
 
+    Does not return where functions of abandoned calls still run: the process ends here then, with that exit code.
+
     Raises:
         ConfigurationError: The application's lifespan failed at its start.
     """
@@ -90,11 +93,15 @@ async def run(
         if failed is None:
             raise
         raise ConfigurationError(f"the server could not start: {' '.join(str(failed).split())}") from None
+    code = 0
     if app.failed:  # Hypercorn 0.18 loses what the end of a lifespan raises
         log.error("the server did not end in order")
-        return FORCED
-    log.info("stopped")
-    return 0
+        code = FORCED
+    else:
+        log.info("stopped", **({"abandoned_calls": app.abandoned_calls} if app.abandoned_calls else {}))
+    if app.abandoned_calls:
+        leave_at_once(code)
+    return code
 
 
 def settle_memory() -> None:

@@ -42,12 +42,15 @@ from mcp_hybrid.service.prompts import explain_refused_prompt
 from mcp_hybrid.sessions.connection import LeanConnection, alone
 from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.registry import Registry
+from mcp_hybrid.text import short
 
 RESUMABLE_SINCE: Final = "2025-11-25"
 """The revision that lets a server end a call's stream early, and that knows priming events (requirements E6, E7)."""
 
 _NAMING: Final = frozenset({"tools/call", "prompts/get"})
 """Methods whose requests name the function that is called."""
+
+_UNHANDLED: Final = "notification without a handler"
 
 
 def _run_middleware(
@@ -141,8 +144,8 @@ class Kernel:
         name, key = request.method, request.method
         if key in _NAMING and (called := request.name) is not None:
             name, key = called, f"{key} {called}"
-        context.name = name
-        if key == "prompts/get":
+        context.name = short(name)
+        if request.method == "prompts/get":
             handler = partial(explain_refused_prompt, handler)
         return await run(
             handler,
@@ -216,7 +219,10 @@ class Kernel:
     ) -> None:
         """Run what the server has for a notification, for at most `request_timeout`. What it raises is logged."""
         context = ExchangeContext(None, None, ProgressGate(None), self.metadata(exchange))
-        context.name = message.method
+        context.name = key = short(message.method)
+        if self.server.get_notification_handler(message.method) is None:
+            key = _UNHANDLED
+            self.threads.learn(key, used=False, answered=True)  # there is nothing that could block
 
         async def handler() -> Mapping[str, Any]:
             try:
@@ -228,9 +234,9 @@ class Kernel:
 
         work = partial(
             execute, handler, context, running=self.running, limit=self.timers.request,
-            threads=self.threads, key=message.method,
+            threads=self.threads, key=key,
         )  # fmt: skip
-        await contained(work, "notification handler raised", method=message.method)
+        await contained(work, "notification handler raised", method=context.name)
 
     def make_outbound(self, session_id: str, digest: str) -> StandaloneChannel:
         """Make what a session sends by outside of any request."""

@@ -17,6 +17,7 @@ from mcp_hybrid.backplane import Backplane, Signal, SignalKind
 from mcp_hybrid.clock import now
 from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.registry import Registry
+from mcp_hybrid.text import short
 
 PATIENCE: Final = 2.0
 """Seconds that the other workers have to answer. One that has just died counts as alive for longer than that."""
@@ -148,9 +149,9 @@ class RollCall:
         params: Any = session.record.client_params
         return Entry(
             session=session.hash,
-            owner=str(session.owner),
-            client=params.client_info.name,
-            client_version=params.client_info.version,
+            owner=short(str(session.owner)),
+            client=short(params.client_info.name),
+            client_version=short(params.client_info.version),
             protocol=session.record.version,
             issued=session.record.issued,
             idle=round(now() - session.last_used, 3),

@@ -80,7 +80,8 @@ class Words:
             token = params.get("progressToken")
             question = session.questions.get(token) if isinstance(token, str) else None
             if question is not None:
-                await question.report(params)
+                # It runs what the program gave, which must neither hold up nor fail this request of the client's.
+                self._kernel.spawn(partial(question.report, params))
             elif (said := reported(params)) is not None:
                 body = to_json({"progressToken": token, **said})
                 await self._send_to_asker(token, Signal(SignalKind.PROGRESS, session.hash, body))

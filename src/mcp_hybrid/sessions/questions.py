@@ -40,6 +40,9 @@ class Question:
     on_progress: ProgressFnT | None = None
     _answered: anyio.Event = field(default_factory=anyio.Event)
     _response: Response | None = None
+    _newest: Reported | None = None
+    """Progress that the program has not been told yet."""
+    _reporting: bool = False
 
     @property
     def answered(self) -> bool:
@@ -66,10 +69,24 @@ class Question:
         return self._response.result or {}
 
     async def report(self, params: Mapping[str, Any]) -> None:
-        """Hand a progress notification of the client to whoever asked."""
+        """Hand a progress notification of the client to whoever asked.
+
+        While the program's callback runs only the newest value waits for it: a client that sends more than the program
+        takes costs nothing. What the callback raises comes from the call that runs it.
+        """
         said = reported(params)
-        if self.on_progress is not None and said is not None:
-            await self.on_progress(said["progress"], said["total"], said["message"])
+        if self.on_progress is None or said is None:
+            return
+        self._newest = said
+        if self._reporting:
+            return
+        self._reporting = True
+        try:
+            while (said := self._newest) is not None and not self.answered:
+                self._newest = None
+                await self.on_progress(said["progress"], said["total"], said["message"])
+        finally:
+            self._reporting = False
 
 
 class Reported(TypedDict):

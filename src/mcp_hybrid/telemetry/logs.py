@@ -23,10 +23,15 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from mcp_hybrid.settings import LogFormat, LogLevel
+from mcp_hybrid.text import short, short_traceback
 
 QUIET_LOGGERS: Final = ("mcp", "hypercorn")
 """Heard from `warning` up unless we debug: the SDK's info lines quote what tools say of their arguments, and
 Hypercorn's repeat the address it listens on."""
+
+_LONGEST: Final = 1024
+"""Characters of one field, and of one line of a traceback."""
+_LONGEST_EXCEPTION: Final = 16 * 1024
 
 
 class _Sink:
@@ -99,6 +104,7 @@ def configure_logging(
         structlog.processors.add_log_level,
         _stamp,
         _exceptions,
+        _bounded,
     ]
     rendering = _rendering(format, _SINK.stream)
     _PROCESSORS[:] = [*shared, *rendering]
@@ -170,6 +176,16 @@ def _exceptions(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
         event["exception"] = "".join(traceback.format_exception(error)).rstrip()
     else:
         event.setdefault("error", " ".join(traceback.format_exception_only(error)[-1].split()))
+    return event
+
+
+def _bounded(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Cut what is long: names, texts and exceptions quote what a stranger sent, and the log is no place to keep it."""
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > _LONGEST:
+            event[key] = (
+                short_traceback(value, _LONGEST_EXCEPTION, _LONGEST) if key == "exception" else short(value, _LONGEST)
+            )
     return event
 
 

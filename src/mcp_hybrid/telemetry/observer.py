@@ -16,6 +16,7 @@ from mcp_hybrid.routing.message import Batch, Message, Notification, Request
 from mcp_hybrid.telemetry.labels import Labels, calls_in, is_timed
 from mcp_hybrid.telemetry.metrics import NO_ROUTE, Metrics
 from mcp_hybrid.telemetry.tracing import RequestSpan, Tracing, make_tracing
+from mcp_hybrid.text import short
 
 log = structlog.get_logger("mcp_hybrid")
 
@@ -93,9 +94,9 @@ class Observer:
 
 
 def method_of(message: Message | Batch | None) -> str | None:
-    """Return a message's method, or what it is where it has none."""
+    """Return a message's method for a log line, or what it is where it has none."""
     if isinstance(message, Request | Notification):
-        return message.method
+        return short(message.method)
     return type(message).__name__.lower() if message is not None else None
 
 
@@ -111,14 +112,16 @@ def _write_line(visit: Visit, seconds: float) -> None:
     """Write the one line of a request. Nothing of its arguments, and of its session only a hash."""
     message = visit.message
     line = {
-        "http": visit.head.method,
+        "http": short(visit.head.method),
         "method": method_of(message),
         "page": visit.page,
-        "tool": message.name if isinstance(message, Request) and message.method == "tools/call" else None,
+        "tool": short(message.name or "") or None
+        if isinstance(message, Request) and message.method == "tools/call"
+        else None,
         "route": visit.route,
         "status": visit.status,
         "session": visit.session,
-        "owner": str(visit.owner) if visit.owner is not None else None,
+        "owner": short(str(visit.owner)) if visit.owner is not None else None,
         **visit.facts,
     }
     # A probe every few seconds is not what the log is read for; one that is answered "no" is.
