@@ -14,6 +14,7 @@ import trio
 from mcp.server import MCPServer
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver import Context
+from mcp.shared.exceptions import MCPError
 from mcp_types import (
     CallToolRequestParams,
     CallToolResult,
@@ -31,6 +32,9 @@ from harness.mcp import Conversation
 from mcp_hybrid import HybridApp, Settings
 from mcp_hybrid.containment import must_pass
 from mcp_hybrid.counts import Count
+from mcp_hybrid.exchange.context import ask
+from mcp_hybrid.sessions.questions import CannotAskError
+from mcp_hybrid.sessions.registry import hash_of
 from programs import hostile
 
 KINDS = [*hostile.EXCEPTIONS, "argparse"]
@@ -319,3 +323,34 @@ async def test_progress_that_is_no_number_is_not_sent(autojump_clock: object) ->
     assert [message["params"]["progress"] for message in sent][-1] == 10
     assert "total" not in sent[-1]["params"]
     assert setup.app.counts[Count.PROGRESS_SENT] == len(sent)
+
+
+# Questions
+
+
+@pytest.mark.parametrize("timeout", [None, 1.0])
+async def test_a_question_that_cannot_be_withdrawn_ends_as_it_would(
+    timeout: float | None,  # noqa: ASYNC109 - what is looked at
+    autojump_clock: object,
+) -> None:
+    async with running() as setup:
+        conversation = await Conversation.open(setup.client, capabilities={"roots": {}})
+        session = setup.registry.live(hash_of(conversation.session))
+        assert session is not None
+        sent: list[bytes] = []
+
+        async def put(message: bytes) -> None:
+            sent.append(message)
+            if len(sent) > 1:
+                raise CannotAskError("", "the backplane is away.")
+
+        asking = ask(session, put, "roots/list", None, {} if timeout is None else {"timeout": timeout})
+        with trio.move_on_after(5) as scope:
+            if timeout is None:
+                await asking
+            else:
+                with pytest.raises(MCPError, match="in time"):
+                    await asking
+    assert scope.cancelled_caught is (timeout is None)
+    assert len(sent) == 2
+    assert session.questions == {}

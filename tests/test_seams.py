@@ -11,8 +11,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import fastmcp
 import pytest
+import trio
+import trio._threads
 from fastmcp.server.auth import RemoteAuthProvider
 from fastmcp.server.auth.providers.jwt import StaticTokenVerifier
 from mcp.server import MCPServer
@@ -40,7 +44,7 @@ from harness.guarded import Opaque, own
 from mcp_hybrid.exchange.context import ExchangeContext
 from mcp_hybrid.security.metadata import WELL_KNOWN
 from mcp_hybrid.service.kernel import UntracedRunner
-from mcp_hybrid.sessions.connection import SessionConnection, alone
+from mcp_hybrid.sessions.connection import FASTMCP_NAME, SessionConnection, alone
 from mcp_hybrid.sessions.record import SessionRecord
 
 PACKAGE = Path(mcp_hybrid.__file__).parent
@@ -279,3 +283,89 @@ def test_a_server_that_was_given_no_key_for_request_state_has_one_of_its_process
 def test_the_revisions_are_those_the_tables_were_written_for() -> None:
     assert HANDSHAKE_PROTOCOL_VERSIONS == ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
     assert MODERN_PROTOCOL_VERSIONS == ("2026-07-28",)
+
+
+# What is used of AnyIO's and Trio's threads: `exchange/threads.py`
+
+
+def test_trio_keeps_its_default_limiter_where_it_is_looked_for() -> None:
+    async def main() -> None:
+        usual = trio.to_thread.current_default_thread_limiter()
+        assert trio._threads._limiter_local.get() is usual
+        taken: list[object] = []
+
+        class Limiter:
+            async def acquire_on_behalf_of(self, borrower: object) -> None:
+                taken.append(borrower)
+
+            def release_on_behalf_of(self, borrower: object) -> None:
+                taken.remove(borrower)
+
+        trio._threads._limiter_local.set(Limiter())  # type: ignore[arg-type]  # what is pinned: nothing else is asked of it
+        assert await anyio.to_thread.run_sync(lambda: len(taken)) == 1
+        assert taken == []
+
+    trio.run(main)
+
+
+def test_anyio_keeps_its_default_limiter_where_it_is_looked_for() -> None:
+    async def main() -> None:
+        from anyio._backends import _asyncio  # noqa: PLC0415 - on asyncio only
+
+        usual = anyio.to_thread.current_default_thread_limiter()
+        assert _asyncio._default_thread_limiter.get() is usual
+        taken: list[str] = []
+
+        class Limiter:
+            async def __aenter__(self) -> None:
+                taken.append("taken")
+
+            async def __aexit__(self, *_: object) -> None:
+                taken.clear()
+
+        _asyncio._default_thread_limiter.set(Limiter())  # type: ignore[arg-type]  # as above
+        assert await anyio.to_thread.run_sync(lambda: list(taken)) == ["taken"]
+
+    anyio.run(main)
+
+
+@pytest.mark.parametrize("kind", [MCPServer, fastmcp.FastMCP])
+async def test_a_blocking_tool_uses_the_default_limiter(kind: Any) -> None:
+    server = kind("blocking")
+    limiter = trio.to_thread.current_default_thread_limiter()
+
+    def borrowed() -> int:
+        return limiter.borrowed_tokens
+
+    server.tool()(borrowed)
+    result = await server.call_tool("borrowed", {})
+    assert "1" in repr(getattr(result, "content", result))
+
+
+# What is read of the SDK's errors: `service/prompts.py`
+
+
+async def test_a_prompt_asked_for_wrongly_is_told_by_a_value_error() -> None:
+    server: MCPServer[None] = MCPServer("prompts")
+
+    @server.prompt()
+    def greet(name: str, times: int = 1) -> str:
+        return name * times
+
+    for name, arguments, text in (
+        ("nope", None, "Unknown prompt: "),
+        ("greet", None, "Missing required arguments: "),
+        ("greet", {"name": "x", "times": "many"}, "Error rendering prompt "),
+    ):
+        with pytest.raises(ValueError, match=text) as caught:
+            await server.get_prompt(name, arguments)
+        assert type(caught.value) is ValueError
+        assert type(caught.value.__cause__) is ValueError
+
+
+# Where FastMCP keeps the name of a session: `sessions/connection.py`
+
+
+def test_fastmcp_takes_a_sessions_name_from_its_connections_state() -> None:
+    source = inspect.getsource(fastmcp.Context.session_id.fget)  # type: ignore[attr-defined]  # a property
+    assert f'connection.state.get("{FASTMCP_NAME}")' in source
