@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import anyio
 import httpx2
+import pytest
 
 from harness import mcp
 from harness.process import ServerProcess, program, serve
+from harness.programs import load_program
 from harness.sse import EventReader
-from programs.hostile import EXCEPTIONS
 
 HOSTILE_CALLS: Final = 120
 HOSTILE_CLIENTS: Final = 8
@@ -27,12 +28,14 @@ SETTINGS: Final = {
     "MCP_HYBRID_LOG__LEVEL": "warning",
 }
 
+KINDS: Final = [*load_program("hostile").EXCEPTIONS, "argparse"]
+
 _GOOD: Final = mcp.tool("add", {"a": 1, "b": 2})
 
 
 def hostile_call(chance: random.Random, number: int) -> dict[str, Any]:
     """Choose what a hostile client calls."""
-    kind = chance.choice([*EXCEPTIONS, "argparse"])
+    kind = chance.choice(KINDS)
     name, arguments = chance.choice(
         [
             ("raises", {"kind": kind}),
@@ -143,6 +146,7 @@ def settle(server: ServerProcess) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.process
 def test_nobody_else_notices_what_hostile_tools_do() -> None:
     with serve(program("hostile"), env=SETTINGS) as server:
         pid = server.pid
@@ -157,6 +161,7 @@ def test_nobody_else_notices_what_hostile_tools_do() -> None:
         assert memory(server) <= before[1] + 40
 
 
+@pytest.mark.process
 def test_abandoned_threads_do_not_keep_the_process_from_ending() -> None:
     with serve(program("hostile"), env={**SETTINGS, "MCP_HYBRID_SERVER__DRAIN_TIMEOUT": "1s"}) as server:
         answer = httpx2.post(
@@ -168,6 +173,7 @@ def test_abandoned_threads_do_not_keep_the_process_from_ending() -> None:
     assert "call abandoned" in server.log
 
 
+@pytest.mark.process
 def test_no_worker_is_lost_to_tools_that_exit() -> None:
     with serve(program("hostile"), "--workers", "2", env=SETTINGS) as server:
         before = children(server.pid)

@@ -29,14 +29,15 @@ from harness.asgi import Answer
 from harness.hybrid import Setup, running
 from harness.logged import errors_logged
 from harness.mcp import Conversation
+from harness.programs import load_program
 from mcp_hybrid import HybridApp, Settings
 from mcp_hybrid.containment import must_pass
 from mcp_hybrid.counts import Count
 from mcp_hybrid.exchange.context import ask
 from mcp_hybrid.sessions.questions import CannotAskError
 from mcp_hybrid.sessions.registry import hash_of
-from programs import hostile
 
+hostile = load_program("hostile")
 KINDS = [*hostile.EXCEPTIONS, "argparse"]
 
 
@@ -233,6 +234,7 @@ async def test_cancellation_that_was_asked_for_passes() -> None:
 
 
 async def test_of_a_group_only_what_was_asked_for_passes() -> None:
+    passing: BaseException | None = None
     with trio.CancelScope() as scope:
         scope.cancel()
         try:
@@ -263,6 +265,7 @@ def test_an_interrupt_that_no_signal_made_does_not_pass() -> None:
             hostile.raise_one("keyboard")
         except KeyboardInterrupt as error:
             return must_pass(error)
+        return KeyboardInterrupt()
 
     assert trio.run(main) is None
     assert asyncio.run(main()) is None

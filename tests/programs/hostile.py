@@ -199,7 +199,7 @@ def raising_resource(kind: str) -> str:
     raise_one(kind)
 
 
-@server.completion()
+@server.completion()  # type: ignore[no-untyped-call,untyped-decorator]  # the SDK leaves it untyped
 async def complete(
     ref: PromptReference | ResourceTemplateReference, argument: CompletionArgument, context: CompletionContext | None
 ) -> Completion | None:
