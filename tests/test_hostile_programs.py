@@ -103,8 +103,9 @@ def test_whatever_a_tool_raises_is_its_own_calls_error_on_asyncio() -> None:
         mcp.tool("leave_scope_open", id=7),
         mcp.tool("leave_tasks_behind", id=7),
         mcp.tool("other_loop", id=7, token=1),
+        mcp.tool("other_loop_outside_of_the_call", id=7),
     ],
-    ids=["prompt", "resource", "completion", "cancelled itself", "scope", "nursery", "other loop"],
+    ids=["prompt", "resource", "completion", "cancelled itself", "scope", "nursery", "other loop", "outside"],
 )
 async def test_what_any_handler_does_to_itself_stays_its_own(message: Any, autojump_clock: object) -> None:
     with errors_logged() as errors:

@@ -171,6 +171,12 @@ def other_loop(ctx: Context) -> str:
 
 
 @server.tool()
+def other_loop_outside_of_the_call(ctx: Context) -> str:
+    asyncio.run(ctx.session.send_log_message("info", "from elsewhere", logger="hostile"))
+    return "sent"
+
+
+@server.tool()
 async def bad_progress(ctx: Context) -> str:
     for value in (10**400, float("nan"), float("inf"), "7", None, [1], True):
         await ctx.report_progress(value, total=value, message=value)  # type: ignore[arg-type]  # what it is here for

@@ -185,18 +185,7 @@ class ExchangeContext:
             await self._reply.push_progress(message)
 
     def _check_thread(self, what: str) -> None:
-        """Refuse a caller in another thread: nothing of an event loop may be touched from there.
-
-        A blocking tool that runs a loop of its own (`asyncio.run(ctx.report_progress(...))`) would come this far.
-
-        Raises:
-            RuntimeError: It is in another thread.
-        """
-        if get_ident() != self._loop_thread:
-            raise RuntimeError(
-                f"{what} was sent from another thread or event loop than the server's; "
-                "in a blocking tool use anyio.from_thread.run(ctx.report_progress, ...)"
-            )
+        check_thread(self._loop_thread, what)
 
     def _why_not(self) -> str | None:
         """Return why the client cannot be asked, or None where it can."""
@@ -209,6 +198,21 @@ class ExchangeContext:
 
 current: ContextVar[ExchangeContext | None] = ContextVar("mcp_hybrid_exchange", default=None)
 """The request whose handler is running. What a handler sends "outside of any request" still has this one to go with."""
+
+
+def check_thread(loop_thread: int, what: str) -> None:
+    """Refuse a caller in another thread than the event loop's: nothing of the loop may be touched from there.
+
+    A blocking tool that runs a loop of its own (`asyncio.run(ctx.report_progress(...))`) would come this far.
+
+    Raises:
+        RuntimeError: It is in another thread.
+    """
+    if get_ident() != loop_thread:
+        raise RuntimeError(
+            f"{what} was sent from another thread or event loop than the server's; "
+            "in a blocking tool use anyio.from_thread.run(ctx.report_progress, ...)"
+        )
 
 
 def notification(method: str, params: Mapping[str, Any] | None) -> bytes:

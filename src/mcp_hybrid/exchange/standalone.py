@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from threading import get_ident
 from typing import Any, Final
 
 import anyio
@@ -22,7 +23,7 @@ from starlette.types import Receive, Send
 
 from mcp_hybrid.backplane import Backplane, BackplaneUnavailableError, StreamKey, UnknownEventError
 from mcp_hybrid.exchange import progress, sse
-from mcp_hybrid.exchange.context import ExchangeContext, ask, current, notification
+from mcp_hybrid.exchange.context import ExchangeContext, ask, check_thread, current, notification
 from mcp_hybrid.exchange.reply import Headers, Spawn
 from mcp_hybrid.exchange.wire import ClientGoneError
 from mcp_hybrid.sessions.live import LiveSession
@@ -108,7 +109,7 @@ class StandaloneChannel:
     what it then sends reaches the GET stream of the session brought back.
     """
 
-    __slots__ = ("_backplane", "_patience", "_registry", "_session_id", "_stream")
+    __slots__ = ("_backplane", "_loop_thread", "_patience", "_registry", "_session_id", "_stream")
 
     def __init__(self, session_id: str, digest: str, registry: Registry, backplane: Backplane, patience: float) -> None:
         """Make the channel; `patience` (seconds) bounds a question that no request's own limit bounds (O1)."""
@@ -117,6 +118,7 @@ class StandaloneChannel:
         self._registry = registry
         self._backplane = backplane
         self._patience = patience
+        self._loop_thread = get_ident()
 
     async def send_raw_request(
         self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
@@ -127,6 +129,7 @@ class StandaloneChannel:
             CannotAskError: At once, where no answer could come.
             MCPError: The client answered with an error, or not in time.
         """
+        check_thread(self._loop_thread, method)
         context = self._running()
         if context is not None:
             return await context.send_raw_request(method, params, opts)
@@ -148,6 +151,7 @@ class StandaloneChannel:
         opts: CallOptions | None = None,  # noqa: ARG002 - the protocol's; none of its hints is for a server
     ) -> None:
         """Send a notification on the GET stream if the client has or had one, else with the request that is running."""
+        check_thread(self._loop_thread, method)
         context = self._running()
         if method == progress.METHOD:
             # Progress belongs to its request's own stream and passes its gate (requirements G-P1, G-P7).

@@ -145,6 +145,10 @@ class Kernel:
         if key in _NAMING and (called := request.name) is not None:
             name, key = called, f"{key} {called}"
         context.name = short(name)
+        if not limited:
+            self.threads.learn(
+                key, used=False, answered=True
+            )  # a stream, which would answer for the first time too late
         if request.method == "prompts/get":
             handler = partial(explain_refused_prompt, handler)
         return await run(
