@@ -30,7 +30,9 @@ class Count(StrEnum):
     CONNECTIONS_TURNED_AWAY = "connections_turned_away"
     """A connection was closed at once, because there were too many."""
     CONNECTIONS_NOT_READ = "connections_not_read"
-    """A connection was closed because its client did not read what was written."""
+    """A connection, or a stream of HTTP/2, was closed because its client did not read what was written."""
+    CONNECTIONS_RESETTING = "connections_resetting"
+    """A connection of HTTP/2 was closed because its client reset too many requests."""
 
     SESSIONS_NOW = "sessions_now"
     CALLS_NOW = "calls_now"

@@ -25,7 +25,7 @@ from mcp_hybrid.authentication import require
 from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.accepting import BACKLOG
 from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
-from mcp_hybrid.server.worker import HardenedTCPServer, harden
+from mcp_hybrid.server.worker import harden, set_limits
 from mcp_hybrid.settings import Settings
 from mcp_hybrid.targets import load_target
 
@@ -42,7 +42,7 @@ log = structlog.get_logger()
 def application(settings: Settings) -> HybridApp:
     """Return the ASGI app that serves the target in `settings`; raises ConfigurationError if it cannot be served."""
     app = HybridApp(load_target(settings.target), settings)
-    HardenedTCPServer.limits, HardenedTCPServer.counts = settings.limits, app.counts
+    set_limits(settings.limits, app.counts)
     return app
 
 

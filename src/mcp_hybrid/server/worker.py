@@ -30,9 +30,11 @@ from hypercorn.typing import AppWrapper, LifespanState
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.server.accepting import EagerTrio
 from mcp_hybrid.server.draining import Drain, DrainingContext, Linger
+from mcp_hybrid.server.failures import Failures
 from mcp_hybrid.server.http1 import PlainHTTP1Protocol
+from mcp_hybrid.server.http2 import HardenedH2Protocol
 from mcp_hybrid.server.idle import IdleDeadline
-from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedHTTPStream, HardenedWSStream
+from mcp_hybrid.server.protocols import HardenedH11Protocol, HardenedHTTPStream, HardenedWSStream
 from mcp_hybrid.server.tasks import HardenedTaskGroup
 from mcp_hybrid.server.turns import first_come_first_served
 from mcp_hybrid.server.wire import wire_of
@@ -42,6 +44,8 @@ log = structlog.get_logger("mcp_hybrid")
 
 _TOLD_EVERY: Final = 60.0
 """Seconds between two log lines about connections that are closed because there are too many."""
+
+_failures: Final = Failures()
 
 _GOODBYE: Final = 1.0
 """Seconds for the end of an HTTP/2 connection to be written, and to be heard."""
@@ -79,7 +83,7 @@ class HardenedTCPServer(TCPServer):
         try:
             await super().run()
         except Exception as exc:  # noqa: BLE001 - the boundary between one client and all others
-            log.warning("a connection was dropped: what came on it could not be handled", why=_names(exc))
+            _failures.note(exc)
         finally:
             HardenedTCPServer.count -= 1
             self._idle.note(idle=False)
@@ -116,7 +120,9 @@ class HardenedTCPServer(TCPServer):
         while data := await self._wire.read():
             await self.protocol.handle(RawData(data))
         await self.protocol.handle(RawData(b""))
-        await self.protocol.handle(Closed())
+        protocol = self.protocol.protocol
+        if not (isinstance(protocol, HardenedH11Protocol) and await protocol.half_close()):
+            await self.protocol.handle(Closed())
 
     async def protocol_send(self, event: Event) -> None:
         """Write to the connection, or give it up when a write is not taken in `limits.write_time` seconds."""
@@ -125,6 +131,8 @@ class HardenedTCPServer(TCPServer):
         elif isinstance(event, Updated):
             self._idle.note(idle=event.idle)
         else:
+            async with self.send_lock:  # what is being written is written first; it has its time limit
+                pass
             await super().protocol_send(event)
 
     async def _write(self, data: bytes) -> None:
@@ -171,6 +179,12 @@ class HardenedTCPServer(TCPServer):
         await super()._initiate_server_close()
 
 
+def set_limits(limits: LimitSettings, counts: Counts) -> None:
+    """Have all connections of this process keep `limits`, and `counts` count what was closed for them."""
+    HardenedTCPServer.limits, HardenedTCPServer.counts = limits, counts
+    HardenedH2Protocol.write_time, HardenedH2Protocol.counts = limits.write_time, counts
+
+
 def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     """Have Hypercorn's Trio workers of this process use what is hardened here, and drain by `drain`."""
     first_come_first_served()
@@ -186,10 +200,3 @@ def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     hypercorn.protocol.h2.WSStream = HardenedWSStream  # type: ignore[attr-defined]
     hypercorn.protocol.H11Protocol = PlainHTTP1Protocol  # type: ignore[attr-defined]
     hypercorn.protocol.H2Protocol = HardenedH2Protocol  # type: ignore[attr-defined]
-
-
-def _names(exc: BaseException) -> str:
-    """Return the names of the exceptions in a group: their texts may quote what the client sent."""
-    if isinstance(exc, BaseExceptionGroup):
-        return ", ".join(sorted({_names(each) for each in exc.exceptions}))
-    return type(exc).__name__
