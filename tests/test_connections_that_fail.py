@@ -16,9 +16,12 @@ import trio
 import trio.testing
 
 from harness.connections import Http2Client, everything, serving
+from harness.http2 import PREFACE, request
 from mcp_hybrid.server.failures import OUT_OF_MEMORY, Failures, release
 from mcp_hybrid.server.http1 import PlainHTTP1Protocol
 from mcp_hybrid.server.http2 import HardenedH2Protocol
+from mcp_hybrid.server.http2_frames import ServerConnection
+from mcp_hybrid.server.worker import HardenedTCPServer
 
 Clock = trio.testing.MockClock
 
@@ -133,6 +136,27 @@ async def test_a_connection_that_fails_leaves_nothing_to_the_collector(
                 await everything(client.stream)
             await trio.testing.wait_all_tasks_blocked()
             assert not any(ref() for ref in bodies)
+            assert connections() == []
+
+
+@pytest.mark.parametrize(
+    "opened", [b"", PREFACE, PREFACE + request(b"/now")], ids=["HTTP/1.1", "HTTP/2", "HTTP/2 with a request"]
+)
+async def test_a_connection_that_ends_leaves_nothing_to_the_collector(opened: bytes, autojump_clock: Clock) -> None:
+    with uncollected():
+        async with serving(app) as connect:
+            async with await connect() as stream:
+                await stream.send_all(opened)
+                await trio.testing.wait_all_tasks_blocked()
+                assert len(connections()) == (3 if opened else 2)
+            await trio.testing.wait_all_tasks_blocked()
+            assert connections() == []
+
+
+def connections() -> list[object]:
+    """Return what there is of connections on the server's side."""
+    kinds = HardenedTCPServer, PlainHTTP1Protocol, HardenedH2Protocol, ServerConnection
+    return [each for each in gc.get_objects() if isinstance(each, kinds)]
 
 
 def test_exceptions_are_let_go_of_in_whatever_way_they_hang_together() -> None:

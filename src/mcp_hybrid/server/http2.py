@@ -61,6 +61,7 @@ class HardenedH2Protocol(H2Protocol):
         plain, self.connection = self.connection, ServerConnection(self.connection.config, self._is_full)
         self.connection.DEFAULT_MAX_INBOUND_FRAME_SIZE = plain.DEFAULT_MAX_INBOUND_FRAME_SIZE
         self.connection.local_settings = plain.local_settings
+        vars(plain).clear()  # it holds methods of its own: a circle, see `release`
 
     async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
         """Begin. Nothing runs on the connection yet, whatever the request was that it began with in HTTP/1.1."""
@@ -153,6 +154,10 @@ class HardenedH2Protocol(H2Protocol):
         """Whether as much is running as there may be streams: also for those that their client has reset."""
         tasks = self.task_group
         return isinstance(tasks, HardenedTaskGroup) and tasks.running >= self.config.h2_max_concurrent_streams
+
+    def release(self) -> None:
+        """Let go of what the connection holds, once it is over: circles, which would wait for the garbage collector."""
+        self.connection.release()
 
     async def finish(self) -> None:
         """Say that the connection ends, after everything was written that is on its way.

@@ -72,6 +72,11 @@ class ServerConnection(H2Connection):
         self._budget = float(RESETS)
         self._counted = now()
 
+    def release(self) -> None:
+        """Be of no more use. h2 keeps methods of the connection in it."""
+        self._frame_dispatch_table.clear()
+        self._is_full = _never
+
     def _receive_headers_frame(self, frame: HeadersFrame) -> Taken:
         is_new = frame.stream_id not in self.streams
         is_refused = is_new and (self.open_inbound_streams >= self.local_settings.max_concurrent_streams)
@@ -145,6 +150,10 @@ class ServerConnection(H2Connection):
         if self._budget < 1:
             raise TooManyResetsError(f"more than {RESETS} streams were reset")
         self._budget -= 1
+
+
+def _never() -> bool:
+    return False
 
 
 _ANSWERED: Final = frozenset({StreamState.HALF_CLOSED_LOCAL, StreamState.CLOSED})

@@ -88,7 +88,13 @@ class HardenedTCPServer(TCPServer):
             HardenedTCPServer.count -= 1
             self._idle.note(idle=False)
             self.context.connections.discard(self)
-            vars(self).pop("protocol", None)  # which holds this: a circle, which would wait for the garbage collector
+            self._release()
+
+    def _release(self) -> None:
+        """Break the circles that would wait for the garbage collector: the protocol holds this, and parts of itself."""
+        wrapper = vars(self).pop("protocol", None)
+        if wrapper is not None and isinstance(wrapper.protocol, HardenedH2Protocol):
+            wrapper.protocol.release()
 
     async def cut(self) -> None:
         """Close the connection at once, whatever is being written."""
