@@ -68,6 +68,7 @@ async def serving(app: App, settings: Config | None = None) -> AsyncIterator[Con
                 server.socket = SimpleNamespace(family=AF_INET, **names)  # type: ignore[attr-defined]
                 wrapped = ASGIWrapper(cast("Any", app))
                 nursery.start_soon(HardenedTCPServer(wrapped, settings, context, ConnectionState({}), server).run)
+                await trio.testing.wait_all_tasks_blocked()
                 return client
 
             yield connect

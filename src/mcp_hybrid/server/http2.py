@@ -58,7 +58,8 @@ class HardenedH2Protocol(H2Protocol):
         context.mark_request = self.context.mark_request  # type: ignore[method-assign]  # the worker counts, not the copy
         self.context = context
         self._finished = False
-        plain, self.connection = self.connection, ServerConnection(self.connection.config, self._is_full)
+        plain = self.connection
+        self._frames = self.connection = ServerConnection(plain.config, self._is_full)
         self.connection.DEFAULT_MAX_INBOUND_FRAME_SIZE = plain.DEFAULT_MAX_INBOUND_FRAME_SIZE
         self.connection.local_settings = plain.local_settings
         vars(plain).clear()  # it holds methods of its own: a circle, see `release`
@@ -157,7 +158,7 @@ class HardenedH2Protocol(H2Protocol):
 
     def release(self) -> None:
         """Let go of what the connection holds, once it is over: circles, which would wait for the garbage collector."""
-        self.connection.release()
+        self._frames.release()
 
     async def finish(self) -> None:
         """Say that the connection ends, after everything was written that is on its way.
