@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
+import socket
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import h11
@@ -17,6 +19,7 @@ import trio.testing
 
 from harness.connections import Http2Client, everything, serving
 from harness.http2 import PREFACE, request
+from harness.process import ServerProcess, command
 from mcp_hybrid.server.failures import OUT_OF_MEMORY, Failures, release
 from mcp_hybrid.server.http1 import PlainHTTP1Protocol
 from mcp_hybrid.server.http2 import HardenedH2Protocol
@@ -25,6 +28,8 @@ from mcp_hybrid.server.worker import HardenedTCPServer
 
 Clock = trio.testing.MockClock
 
+KIB_OF_ADDRESSES = 170_000
+"""What a process may have of them: more than it needs to start, less than 20 bodies."""
 GET = b"GET /now HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -211,3 +216,24 @@ async def test_an_application_that_runs_out_of_memory_ends_nothing_but_its_reque
         stream = await connect()
         await stream.send_all(GET[:-2] + b"Connection: close\r\n\r\n")
         assert (await everything(stream)).startswith(b"HTTP/1.1 500 ")
+
+
+@pytest.mark.process
+def test_a_server_whose_address_space_is_used_up_ends_instead_of_hanging() -> None:
+    """Bodies of which all but a byte has come, until there is no room for more."""
+    head = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 4000000\r\n\r\n"
+
+    def argv(port: int) -> list[str]:
+        serving = [*command("mcp-hybrid"), "serve", "--port", str(port)]
+        return ["sh", "-c", f"ulimit -v {KIB_OF_ADDRESSES} && exec {shlex.join(serving)}"]
+
+    with ServerProcess(argv) as server, ExitStack() as stack:
+        for _ in range(200):
+            if server._running().poll() is not None:
+                break
+            with suppress(OSError):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+                client.sendall(head + b"x" * 3_999_999)
+        assert server._running().wait(60) == OUT_OF_MEMORY, server.log
+        assert "out of memory" in server.log
+        server.kill()

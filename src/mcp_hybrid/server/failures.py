@@ -10,7 +10,7 @@ and whoever watches it (the master, a service manager) starts another.
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Final, NoReturn
 
 import h2.exceptions
 import h11
@@ -43,9 +43,9 @@ class Failures:
 
     def note(self, error: BaseException) -> None:
         """Log why a connection was dropped, and let go of what the exception holds. Ends the process without memory."""
-        each = list(leaves(error))
-        if any(isinstance(one, MemoryError) for one in each):
+        if is_without_memory(error):
             end_without_memory()
+        each = leaves(error)
         names = ", ".join(sorted({type(one).__name__ for one in each}))  # texts may quote what the client sent
         if all(isinstance(one, _CLIENTS) for one in each):
             self._tell(names)
@@ -98,7 +98,12 @@ def release(error: BaseException) -> None:
             found += each.exceptions
 
 
-def end_without_memory() -> None:
+def is_without_memory(error: BaseException) -> bool:
+    """Whether an exception, or one in its group, says that there is no more memory."""
+    return any(isinstance(one, MemoryError) for one in leaves(error))
+
+
+def end_without_memory() -> NoReturn:
     """End this process at once. Nothing is cleaned up, as that would need memory."""
     _reserve.clear()
     try:

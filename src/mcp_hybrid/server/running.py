@@ -24,6 +24,7 @@ from mcp_hybrid.app import HybridApp
 from mcp_hybrid.authentication import require
 from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.accepting import BACKLOG
+from mcp_hybrid.server.failures import end_without_memory, is_without_memory
 from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
 from mcp_hybrid.server.worker import harden, set_limits
 from mcp_hybrid.settings import Settings
@@ -85,7 +86,11 @@ async def run(
             await trio.sleep(SETTLING)
             settle_memory()
             await started()
+    except MemoryError:
+        end_without_memory()
     except BaseExceptionGroup as group:
+        if is_without_memory(group):
+            end_without_memory()
         failed = _first(group, (LifespanFailureError, LifespanTimeoutError))
         if failed is None:
             raise
