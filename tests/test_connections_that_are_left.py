@@ -27,7 +27,8 @@ from harness.http2 import DATA, frame, request
 from harness.process import POLL, ServerProcess, program, serve
 from harness.raw import RawClient
 from mcp_hybrid.server.draining import DrainingContext
-from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedWSStream
+from mcp_hybrid.server.http2 import HardenedH2Protocol
+from mcp_hybrid.server.protocols import HardenedWSStream
 from mcp_hybrid.server.tasks import HardenedTaskGroup
 from mcp_hybrid.server.worker import HardenedTCPServer
 

@@ -25,6 +25,7 @@ import httpx2
 import hypercorn.protocol as hypercorn_protocol
 import hypercorn.trio.run as hypercorn_run
 import pytest
+from h2.connection import H2Connection
 from hypercorn.protocol import h2 as hypercorn_h2
 from hypercorn.protocol import h11 as hypercorn_h11
 from hypercorn.protocol.h2 import H2Protocol
@@ -480,3 +481,10 @@ def test_the_protocols_have_what_their_subclasses_use() -> None:
     assert list(inspect.signature(H2Protocol.stream_send).parameters) == ["self", "event"]
     assert list(inspect.signature(WSStream._send_error_response).parameters) == ["self", "status_code"]
     assert list(inspect.signature(HTTPStream.app_send).parameters) == ["self", "message"]
+
+
+def test_h2_handles_frames_by_the_methods_that_are_replaced() -> None:
+    # server/http2_frames.py
+    for method in ("headers", "data", "rst_stream", "window_update"):
+        replaced = getattr(H2Connection, f"_receive_{method}_frame")
+        assert list(inspect.signature(replaced).parameters) == ["self", "frame"]

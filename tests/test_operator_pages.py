@@ -73,6 +73,25 @@ async def listed(setup: Setup) -> dict[str, Any]:
     return found
 
 
+ODD_PATHS = [
+    "/admin/sessions/../../mcp",
+    "/admin/sessions/..%2f..%2fmcp",
+    "/admin/sessions/%2e%2e/%2E%2E/mcp",
+    "/admin/sessions/..%5C..%5Cmcp",
+    "/admin/sessions/./x",
+    "/mcp/../metrics",
+    "/mcp/..\\metrics",
+]
+
+
+@pytest.mark.parametrize("path", ODD_PATHS)
+async def test_a_path_that_a_proxy_may_read_otherwise_is_none_of_ours(path: str) -> None:
+    async with running(**WITH_KEY) as setup:
+        for headers in ([], [BEARER]):
+            answer = await get(setup, path, *headers)
+            assert (answer.status, answer.header("content-type")) == (404, "application/json")
+
+
 # Probes
 
 

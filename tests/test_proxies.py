@@ -39,7 +39,7 @@ NOTHING_CAME = 1.0
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[ServerProcess]:
-    with serve(program("gated")) as process:
+    with serve(program("gated"), env={"MCP_HYBRID_OPERATOR__ADMIN_KEY": fresh_key()}) as process:
         yield process
 
 
@@ -287,6 +287,66 @@ def test_nothing_but_the_endpoint_is_to_be_had_from_outside(proxy: ServerProcess
     post(proxy.url, body(request("ping")), ("origin", "http://evil.example"))  # the log has this, and not those before
     server.wait_for_log(foreign, since=before)
     assert '"refused":"not_found"' not in server.log
+
+
+ODD_PATHS = (
+    "/metrics/../mcp",
+    "/mcp/../metrics",
+    "/mcp/../admin/sessions",
+    "/admin/sessions/../../mcp",
+    "/admin/sessions/..%2f..%2fmcp",
+    "/admin/sessions/%2e%2e/%2e%2e/mcp",
+    "/healthz%2f..%2fmcp",
+    "/mcp%2f..%2fmetrics",
+    "/mcp%2f..%2fadmin%2fsessions",
+    "/mcp/..%5cmetrics",
+    "//metrics",
+    "/mcp%0a",
+    "/metrics%3f/../mcp",
+    "/metrics%23/../mcp",
+)
+
+
+@pytest.mark.parametrize("start", PROXIES.values(), ids=PROXIES)
+async def test_what_a_proxy_takes_for_the_endpoint_is_passed_on_as_that(start: Any) -> None:
+    passed = []
+
+    async def upstream(stream: trio.SocketStream) -> None:
+        async with stream:
+            passed.append((await stream.receive_some()).split()[1].decode())
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, upstream, [listener])
+        with start(listener.socket.getsockname()[1]) as proxy, anyio.fail_after(60):
+            for target in ("/mcp?x=..%2f", "/mcp/", *ODD_PATHS):
+                async with RawClient.open(proxy.port) as raw:
+                    head = f"GET {target} HTTP/1.1\r\nHost: 127.0.0.1:{proxy.port}\r\nConnection: close\r\n\r\n"
+                    await raw.write(head.encode())
+                    await raw.stream.receive_some()
+        nursery.cancel_scope.cancel()
+    assert passed[:2] == ["/mcp?x=..%2f", "/mcp/"]
+    assert set(passed[2:]) <= {"/mcp"}, passed
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket", "anything"])
+async def test_a_proxy_passes_no_other_protocol_on(protocol: str) -> None:
+    (upstream,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    async with upstream:
+        for start in PROXIES.values():
+            with start(upstream.socket.getsockname()[1]) as front, anyio.fail_after(60):
+                async with await trio.open_tcp_stream("127.0.0.1", front.port) as client:
+                    fields = ("Connection: Upgrade, HTTP2-Settings", f"Upgrade: {protocol}", "HTTP2-Settings: AAMAAABk")
+                    head = ("GET /mcp HTTP/1.1", f"Host: 127.0.0.1:{front.port}", *fields, "", "")
+                    await client.send_all("\r\n".join(head).encode())
+                    behind, came = await upstream.accept(), b""
+                    async with behind:
+                        while b"\r\n\r\n" not in came:
+                            came += await behind.receive_some()
+            assert came.startswith(b"GET /mcp HTTP/1.1\r\n")
+            assert b"upgrade" not in came.lower()
+            assert b"settings" not in came.lower()
 
 
 def test_a_host_that_is_not_allowed_is_refused_by_the_server_behind(server: ServerProcess) -> None:

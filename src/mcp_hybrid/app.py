@@ -46,7 +46,7 @@ from mcp_hybrid.exchange.wire import (
 from mcp_hybrid.operator import Pages
 from mcp_hybrid.operator.health import BACKPLANE, DRAINING, NOT_RUNNING
 from mcp_hybrid.operator.page import Asked
-from mcp_hybrid.routing.gates import METHODS, check_head, check_post, check_size
+from mcp_hybrid.routing.gates import METHODS, check_head, check_path, check_post, check_size
 from mcp_hybrid.routing.head import Head, read_head
 from mcp_hybrid.routing.message import Batch, Message, Request, parse_body
 from mcp_hybrid.routing.modes import Mode
@@ -412,6 +412,8 @@ class HybridApp:
 
     async def _serve_beside(self, visit: _Visit) -> Fault | None:
         """Serve what is beside the endpoint: pages of the operator's, and what authentication has there."""
+        if (fault := check_path(visit.scope["path"], visit.scope.get("raw_path") or b"")) is not None:
+            return fault
         found = self._pages.find(visit.scope, _path_of(visit.scope))
         if found is not None:
             page, rest = found

@@ -30,9 +30,11 @@ class Count(StrEnum):
     CONNECTIONS_TURNED_AWAY = "connections_turned_away"
     """A connection was closed at once, because there were too many."""
     CONNECTIONS_NOT_READ = "connections_not_read"
-    """A connection was closed because its client did not read what was written."""
+    """A connection, or a stream of HTTP/2, was closed because its client did not read what was written."""
     CALLS_ABANDONED = "calls_abandoned"
     """A call was answered (its time was over, or it was cancelled) while its function runs on."""
+    CONNECTIONS_RESETTING = "connections_resetting"
+    """A connection of HTTP/2 was closed because its client reset too many requests."""
 
     SESSIONS_NOW = "sessions_now"
     CALLS_NOW = "calls_now"

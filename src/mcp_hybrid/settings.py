@@ -148,8 +148,9 @@ class LimitSettings(_Section):
     """How deep the arrays and objects of a body may be nested."""
     write_time: PositiveDuration = 60.0
     """A connection whose client does not take one write in this time is closed. `serve` and Hypercorn only."""
-    connections: CountOrNone = 0
-    """Connections that may be open; further ones are closed at once. `serve` and Hypercorn only. 0: no limit."""
+    connections: CountOrNone = 5000
+    """Connections that may be open, as far as open files allow. Beyond it, idle ones of the address with the most give
+    way to those of others, and further ones are closed at once. `serve` and Hypercorn only. 0: no limit."""
     requests: CountOrNone = 0
     """Requests that may be answered at a time. 0: no limit."""
     requests_per_owner: CountOrNone = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\x00\x00\x00\x04\x00\x00\x00\x00\x00"
 """The connection preface and empty settings (RFC 9113, section 3.4)."""
 
-DATA, HEADERS, PRIORITY, GOAWAY = 0, 1, 2, 7
+DATA, HEADERS, PRIORITY, RST_STREAM, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 2, 3, 6, 7, 8
 END_STREAM, END_HEADERS = 0x1, 0x4
 
 

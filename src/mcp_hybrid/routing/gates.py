@@ -15,6 +15,8 @@ from mcp_hybrid.routing.media import accepted, is_json
 
 METHODS: Final = ("GET", "POST", "DELETE", "OPTIONS")
 
+_DOTS: Final = frozenset({".", ".."})
+
 _SESSION_ID: Final = re.compile(r"[\x21-\x7E]+")
 """Visible ASCII, nothing else (basic/transports, "Session Management")."""
 
@@ -30,6 +32,19 @@ def check_size(headers: Iterable[tuple[bytes, bytes]], target: int, limit: int) 
         size += len(name) + len(value) + HEADER_COST
     if size > limit:
         return Fault(Cause.HEAD_TOO_LARGE, f"The request's path and headers are larger than {limit} bytes together.")
+    return None
+
+
+def check_path(path: str, raw: bytes) -> Fault | None:
+    """Return the refusal of a path that a proxy in front may have read otherwise; `raw` is how it was sent.
+
+    A proxy that resolves dot segments (RFC 3986, section 5.2.4), or takes an encoded slash for one, decides by a path
+    that is not the one it passes on.
+    """
+    sent = raw.lower()
+    if b"%2f" in sent or b"%5c" in sent or "\\" in path or not _DOTS.isdisjoint(path.split("/")):
+        words = "The path has '.' or '..' in it, or a slash that is encoded. Send it as it is meant."
+        return Fault(Cause.NOT_FOUND, words)
     return None
 
 

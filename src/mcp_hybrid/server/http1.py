@@ -127,6 +127,15 @@ class PlainHTTP1Protocol(HardenedH11Protocol):
                 await self.stream_send(EndBody(STREAM_ID))
             await self.send(Closed())
 
+    async def half_close(self) -> bool:
+        """See `HardenedH11Protocol`."""
+        self._answer.ends = True
+        return await super().half_close()
+
+    @property
+    def _is_complete(self) -> bool:
+        return not self._missing if self._plain else super()._is_complete
+
     # ---- the answer
 
     async def stream_send(self, event: StreamEvent) -> None:

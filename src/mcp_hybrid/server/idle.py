@@ -41,6 +41,11 @@ class IdleDeadline:
             if self._ending():
                 self.expire()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs on the connection."""
+        return self._alarm is not None
+
     def expire(self) -> None:
         """Have the time be over now, if the connection is idle."""
         if self._alarm is not None:

@@ -1,52 +1,51 @@
-"""Hypercorn's two protocols, hardened: what is wrong with one stream stays with it, and connections end in order.
+"""Hypercorn's HTTP/1.1 and its streams, hardened: what is wrong with one stays with it, and connections end in order.
 
 **HTTP/1.1.** A connection that is to end with its answer (`Connection: close`) stays open if the application cancels
-itself on hearing that the request is over: Hypercorn 0.18 is then cancelled between saying so and closing.
+itself on hearing that the request is over: Hypercorn 0.18 is then cancelled between saying so and closing. It takes up
+HTTP/2 in the middle of a connection, on which a proxy then sees nothing any more: only a connection that begins with it
+has it here, and `Upgrade: h2c` is ignored (RFC 9110, section 7.8, allows that). A request with two lengths is refused
+(RFC 9112, section 6.1). A client that has sent a whole request and closes its writing half is answered.
 
-**HTTP/2.** Hypercorn ends a whole connection for a DATA frame that comes after its stream was answered, and for a path
-that is not ASCII. When it stops, or has served `keep_alive_max_requests` on a connection, it declares the connection
-closed before the last answer's end is written, which then never is, and resets requests that come in meanwhile. It
-closes idle connections without a word, under clients that are sending their next request. And a client that goes while
-an answer waits for it to take more leaves the application waiting for ever. A few PRIORITY frames that make streams
-depend on one another in a circle have the whole worker search for the next stream for ever.
-
-**Websockets**, none of which is served. A client that does not wait for the refusal is refused twice. Over HTTP/1.1
-that ends the connection; over HTTP/2 the second head is encoded, found wrong and not sent, and from then on the client
-reads the headers of all other streams by a table that is not the server's.
+**Websockets**, none of which is served. A client that does not wait for the refusal is refused twice, and its
+connection is neither closed nor idle from then on. Over HTTP/1.1 the second refusal ends the connection; over HTTP/2
+the second head is encoded, found wrong and not sent, and from then on the client reads the headers of all other streams
+by a table that is not the server's.
 """
 
 from __future__ import annotations
 
-import copy
-from typing import Any, Final, cast
+from dataclasses import replace
+from typing import Any, Final
 
-import h2.events
 import h11
 import trio
-from h2.errors import ErrorCodes
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, RawData
+from hypercorn.protocol.events import Body, Data, Request, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.h11 import H11Protocol
-from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.http_stream import ASGIHTTPState, HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
-from hypercorn.trio.worker_context import EventWrapper
 from hypercorn.typing import ASGISendEvent, H11SendableEvent
 
-_LOOK: Final = 0.01
-"""Seconds between two looks at whether everything has been written."""
+from mcp_hybrid.server.tasks import HALF_CLOSED
 
 
 class HardenedHTTPStream(HTTPStream):
     """One request and its answer, which tells a part of a body that is the last from others."""
 
     is_last = False
+    is_half_closed = False
+    """Whether its client has closed its writing half."""
 
     async def app_send(self, message: ASGISendEvent | None) -> None:
         """Take what the application says."""
         self.is_last = (
             message is not None and message["type"] == "http.response.body" and not message.get("more_body", False)
         )
+        if message is None and self.is_half_closed and self.state is ASGIHTTPState.REQUEST and not self.closed:
+            self.state = ASGIHTTPState.CLOSED  # for the application the client is gone: there is no answer
+            await self.send(StreamClosed(self.stream_id))
+            return
         await super().app_send(message)
 
 
@@ -84,75 +83,67 @@ class HardenedH11Protocol(H11Protocol):
     def _is_last(self) -> bool:
         return isinstance(self.stream, HardenedHTTPStream) and self.stream.is_last
 
+    async def half_close(self) -> bool:
+        """Note that the client sends nothing more. Returns whether it has sent a whole request, and may be answered."""
+        stream = self.stream
+        if not isinstance(stream, HardenedHTTPStream) or stream.closed or not self._is_complete:
+            return False
+        stream.is_half_closed = True
+        await stream.app_put(HALF_CLOSED)
+        return True
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether all of the current request has come."""
+        return self.connection.their_state is h11.CLOSED
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        if self._is_preface(event) and not self.keep_alive_requests:
+            await super()._check_protocol(event)
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        if self._is_preface(request) or not _has_one_length(request):
+            await self._send_error_response(400)
+            await self.send(Closed())
+            return
+        await super()._create_stream(request)
+
+    @staticmethod
+    def _is_preface(request: h11.Request) -> bool:
+        return (request.method, request.target, request.http_version) == (b"PRI", b"*", b"2.0")
+
     async def _maybe_recycle(self) -> None:
         with trio.CancelScope(shield=True):  # bounded: what it writes has a time limit of its own
             await super()._maybe_recycle()
 
 
-class HardenedH2Protocol(H2Protocol):
-    """One HTTP/2 connection. It serves until it is idle, and only then does it go."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # What it is told of the worker's end makes it cut its last answers; the connection around it ends it instead.
-        context = copy.copy(self.context)
-        context.terminated = EventWrapper()
-        context.mark_request = self.context.mark_request  # type: ignore[method-assign]  # the worker counts, not the copy
-        self.context = context
-        self._finished = False
-
-    async def handle(self, event: Event) -> None:
-        """Take what came on the connection. What comes after its end was said is for another one."""
-        if self._finished and isinstance(event, RawData):
-            return
-        await super().handle(event)
-        if isinstance(event, Closed):
-            for buffer in list(self.stream_buffers.values()):
-                await buffer.close()  # nobody will take what waits in it
-
-    async def stream_send(self, event: StreamEvent) -> None:
-        """Send a part of an answer, if there is anybody to send it to."""
-        if not self.closed:
-            await super().stream_send(event)
-
-    async def _handle_events(self, events: list[h2.events.Event]) -> None:
-        self.keep_alive_requests = 0  # at the limit, Hypercorn ends the connection in the middle of a request
-        admitted = (event for event in events if self._admit(event))  # one by one: each may open or end a stream
-        await super()._handle_events(cast("list[h2.events.Event]", admitted))
-
-    def _admit(self, event: h2.events.Event) -> bool:
-        if self.closed or isinstance(event, h2.events.PriorityUpdated):
-            return False  # after the end of the connection, or deprecated (RFC 9113, section 5.3.2)
-        if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
-            # Sent before the client saw that it was answered already.
-            self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-            return False
-        if isinstance(event, h2.events.RequestReceived) and not _path(event).isascii():
-            self.connection.reset_stream(event.stream_id, ErrorCodes.PROTOCOL_ERROR)
-            return False
-        return True
-
-    async def finish(self) -> None:
-        """Say that the connection ends, after everything was written that is on its way.
-
-        It names the last request that was taken (RFC 9113, section 6.8): a client may repeat those after it elsewhere.
-        """
-        while self.stream_buffers:  # noqa: ASYNC110 - Hypercorn has no event for it
-            await trio.sleep(_LOOK)
-        self._finished = True
-        self.connection.close_connection()
-        await self._flush()
+def _has_one_length(request: h11.Request) -> bool:
+    """Whether one header says where the body ends, and one that this version of HTTP has."""
+    names = {name for name, _ in request.headers}
+    return b"transfer-encoding" not in names or (b"content-length" not in names and request.http_version == b"1.1")
 
 
-def _path(request: h2.events.RequestReceived) -> bytes:
-    """Return the path. One that is missing, which only a tunnel's may, is none that is served."""
-    return next((bytes(value) for name, value in request.headers if name == b":path"), b"\xff")
+_ASCII_ONLY: Final = frozenset({b"connection", b"sec-websocket-extensions", b"sec-websocket-protocol"})
+"""Headers of a websocket that are read as ASCII. One that is not would end the connection with an internal error."""
 
 
 class HardenedWSStream(WSStream):
-    """One websocket that is asked for, and refused once."""
+    """One websocket that is asked for, and refused once. It is over with that."""
 
     _is_refused = False
+
+    async def handle(self, event: StreamEvent) -> None:
+        """Take what comes on the stream. What comes before the answer breaks the upgrade."""
+        if isinstance(event, Request):
+            headers = [each for each in event.headers if each[0].lower() not in _ASCII_ONLY or each[1].isascii()]
+            event = replace(event, headers=headers)
+        elif isinstance(event, Body | Data) and not self.closed and not self.handshake.accepted:
+            await self._send_error_response(400)
+            await self.send(StreamClosed(self.stream_id))
+            return
+        await super().handle(event)
+        if self.closed and isinstance(event, Request):  # refused by Hypercorn itself, which then forgets about it
+            await self.send(StreamClosed(self.stream_id))
 
     async def _send_error_response(self, status_code: int) -> None:
         if not self._is_refused:

@@ -24,9 +24,10 @@ from mcp_hybrid.app import HybridApp
 from mcp_hybrid.authentication import require
 from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.accepting import BACKLOG
+from mcp_hybrid.server.failures import end_without_memory, is_without_memory
 from mcp_hybrid.server.leaving import leave_at_once
 from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
-from mcp_hybrid.server.worker import HardenedTCPServer, harden
+from mcp_hybrid.server.worker import harden, set_limits
 from mcp_hybrid.settings import Settings
 from mcp_hybrid.targets import load_target
 
@@ -43,7 +44,7 @@ log = structlog.get_logger()
 def application(settings: Settings) -> HybridApp:
     """Return the ASGI app that serves the target in `settings`; raises ConfigurationError if it cannot be served."""
     app = HybridApp(load_target(settings.target), settings)
-    HardenedTCPServer.limits, HardenedTCPServer.counts = settings.limits, app.counts
+    set_limits(settings.limits, app.counts)
     return app
 
 
@@ -88,7 +89,11 @@ async def run(
             await trio.sleep(SETTLING)
             settle_memory()
             await started()
+    except MemoryError:
+        end_without_memory()
     except BaseExceptionGroup as group:
+        if is_without_memory(group):
+            end_without_memory()
         failed = _first(group, (LifespanFailureError, LifespanTimeoutError))
         if failed is None:
             raise

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import trio
 from hypercorn.config import Config
@@ -23,6 +23,13 @@ from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, HTTPDisconnectEvent, Scope
 
 _OVER: HTTPDisconnectEvent = {"type": "http.disconnect"}
+
+HALF_CLOSED: Final[Any] = {"type": "mcp_hybrid.half_closed"}
+"""Handed over when the client has closed its writing half. It may be gone, or may read on.
+
+The application is told that its client is gone, as it often is: one for which that means cancelling must not go on.
+What another still answers is written all the same (`nc -N`, `socat`).
+"""
 
 Send = Callable[[ASGISendEvent | None], Awaitable[None]]
 
@@ -38,6 +45,11 @@ async def _nobody(_: ASGISendEvent | None) -> None:
 class HardenedTaskGroup(TaskGroup):
     """The tasks of one connection."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.running = 0
+        """Requests that an application still works on, answered or not."""
+
     async def spawn_app(
         self, app: AppWrapper, config: Config, scope: Scope, send: Send
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
@@ -45,7 +57,7 @@ class HardenedTaskGroup(TaskGroup):
         if scope["type"] != "http":
             return await super().spawn_app(app, config, scope, send)
         assert self._nursery is not None
-        request = _Request(app, send, config.max_app_queue_size)
+        request = _Request(app, send, config.max_app_queue_size, self)
         run: Any = request.run
         self._nursery.start_soon(
             _handle, run, config, scope, request.receive, send, trio.to_thread.run_sync, trio.from_thread.run
@@ -56,15 +68,29 @@ class HardenedTaskGroup(TaskGroup):
 class _Request:
     """One request between Hypercorn and the application."""
 
-    __slots__ = ("_answered", "_app", "_came", "_events", "_over", "_room", "_size", "_to_client")
+    __slots__ = (
+        "_answered",
+        "_app",
+        "_came",
+        "_events",
+        "_half_closed",
+        "_over",
+        "_room",
+        "_size",
+        "_tasks",
+        "_to_client",
+    )
 
-    def __init__(self, app: AppWrapper, send: Send, size: int) -> None:
-        """Queue at most `size` parts of a body."""
+    def __init__(self, app: AppWrapper, send: Send, size: int, tasks: HardenedTaskGroup) -> None:
+        """Queue at most `size` parts of a body. The request is counted among those of `tasks` until `run` ends."""
+        self._tasks = tasks
+        tasks.running += 1
         self._app = app
         self._to_client = send
         self._size = size
         self._events: deque[ASGIReceiveEvent] = deque()
         self._over = False
+        self._half_closed = False
         self._answered = False
         self._came: trio.Event | None = None
         """Set when there is something to receive, where somebody waits for it."""
@@ -76,12 +102,15 @@ class _Request:
             with suppress(_OverError):
                 await self._app(scope, receive, self.send, *spawners)
         finally:
+            self._tasks.running -= 1
             self._to_client = _nobody  # whose stream holds this: a circle, which would wait for the garbage collector
 
     async def hand_over(self, event: ASGIReceiveEvent) -> None:
         if event["type"] == "http.disconnect":
             self._over = True
             self._make_room()  # nobody needs to wait for it any more
+        elif event is HALF_CLOSED:
+            self._half_closed = True
         else:
             while len(self._events) >= self._size and not self._over and not self._answered:
                 if self._room is None:
@@ -96,7 +125,7 @@ class _Request:
 
     async def receive(self) -> ASGIReceiveEvent:
         while not self._events:
-            if self._over:
+            if self._over or self._half_closed:
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 return _OVER
             if self._came is None:

@@ -29,10 +29,13 @@ from hypercorn.typing import AppWrapper, LifespanState
 
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.server.accepting import EagerTrio
+from mcp_hybrid.server.connections import Connections, allowed_by_files
 from mcp_hybrid.server.draining import Drain, DrainingContext, Linger
+from mcp_hybrid.server.failures import Failures
 from mcp_hybrid.server.http1 import PlainHTTP1Protocol
+from mcp_hybrid.server.http2 import HardenedH2Protocol
 from mcp_hybrid.server.idle import IdleDeadline
-from mcp_hybrid.server.protocols import HardenedH2Protocol, HardenedHTTPStream, HardenedWSStream
+from mcp_hybrid.server.protocols import HardenedH11Protocol, HardenedHTTPStream, HardenedWSStream
 from mcp_hybrid.server.tasks import HardenedTaskGroup
 from mcp_hybrid.server.turns import first_come_first_served
 from mcp_hybrid.server.wire import wire_of
@@ -43,6 +46,9 @@ log = structlog.get_logger("mcp_hybrid")
 _TOLD_EVERY: Final = 60.0
 """Seconds between two log lines about connections that are closed because there are too many."""
 
+_failures: Final = Failures()
+_connections: Final = Connections()
+
 _GOODBYE: Final = 1.0
 """Seconds for the end of an HTTP/2 connection to be written, and to be heard."""
 
@@ -51,7 +57,9 @@ class HardenedTCPServer(TCPServer):
     """One connection, which can neither take the worker down nor hold it up."""
 
     limits: ClassVar[LimitSettings] = LimitSettings()
-    """`write_time` and `connections` are kept here. Who is resumed later gets the rest of its streams by event id."""
+    """`write_time` is kept here. Who is resumed later gets the rest of its streams by event id."""
+    most: ClassVar[int] = 0
+    """Connections that may be open. 0: any number."""
     count: ClassVar[int] = 0
     """Connections that are open."""
     counts: ClassVar[Counts] = Counts()
@@ -71,20 +79,33 @@ class HardenedTCPServer(TCPServer):
 
     async def run(self) -> None:
         """Serve the connection until it ends, however it ends; or close it at once where there are too many."""
-        if 0 < self.limits.connections <= HardenedTCPServer.count:
+        self._idle.note(idle=True)  # from the start: a TLS handshake takes its time as well
+        admitted, evicted = _connections.admit(self, self._address(), self.most)
+        if not admitted:
+            self._idle.note(idle=False)
             await self._turn_away()
             return
         HardenedTCPServer.count += 1
         self.context.connections.add(self)
         try:
+            if isinstance(evicted, HardenedTCPServer):
+                self._note_too_many()
+                await evicted.cut()
             await super().run()
         except Exception as exc:  # noqa: BLE001 - the boundary between one client and all others
-            log.warning("a connection was dropped: what came on it could not be handled", why=_names(exc))
+            _failures.note(exc)
         finally:
             HardenedTCPServer.count -= 1
+            _connections.remove(self)
             self._idle.note(idle=False)
             self.context.connections.discard(self)
-            vars(self).pop("protocol", None)  # which holds this: a circle, which would wait for the garbage collector
+            self._release()
+
+    def _release(self) -> None:
+        """Break the circles that would wait for the garbage collector: the protocol holds this, and parts of itself."""
+        wrapper = vars(self).pop("protocol", None)
+        if wrapper is not None and isinstance(wrapper.protocol, HardenedH2Protocol):
+            wrapper.protocol.release()
 
     async def cut(self) -> None:
         """Close the connection at once, whatever is being written."""
@@ -94,12 +115,28 @@ class HardenedTCPServer(TCPServer):
         """Close the connection in order, if nothing runs on it."""
         self._idle.expire()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs on the connection."""
+        return self._idle.is_idle
+
+    def _address(self) -> str:
+        stream: Any = self.stream
+        try:
+            address: str = getattr(stream, "transport_stream", stream).socket.getpeername()[0]
+        except (OSError, IndexError):  # it is gone already, or is no socket of the internet's
+            return ""
+        return address
+
     async def _turn_away(self) -> None:
+        self._note_too_many()
+        await trio.aclose_forcefully(self.stream)
+
+    def _note_too_many(self) -> None:
         self.counts.add(Count.CONNECTIONS_TURNED_AWAY)
         if trio.current_time() - self._told >= _TOLD_EVERY:
             HardenedTCPServer._told = trio.current_time()
-            log.warning("connections are closed at once: there are too many", limit=self.limits.connections)
-        await trio.aclose_forcefully(self.stream)
+            log.warning("connections are closed at once: there are too many", limit=self.most)
 
     async def _read_data(self) -> None:
         """Read until the client has gone, or until the connection was idle for too long."""
@@ -116,7 +153,9 @@ class HardenedTCPServer(TCPServer):
         while data := await self._wire.read():
             await self.protocol.handle(RawData(data))
         await self.protocol.handle(RawData(b""))
-        await self.protocol.handle(Closed())
+        protocol = self.protocol.protocol
+        if not (isinstance(protocol, HardenedH11Protocol) and await protocol.half_close()):
+            await self.protocol.handle(Closed())
 
     async def protocol_send(self, event: Event) -> None:
         """Write to the connection, or give it up when a write is not taken in `limits.write_time` seconds."""
@@ -125,6 +164,8 @@ class HardenedTCPServer(TCPServer):
         elif isinstance(event, Updated):
             self._idle.note(idle=event.idle)
         else:
+            async with self.send_lock:  # what is being written is written first; it has its time limit
+                pass
             await super().protocol_send(event)
 
     async def _write(self, data: bytes) -> None:
@@ -171,6 +212,18 @@ class HardenedTCPServer(TCPServer):
         await super()._initiate_server_close()
 
 
+def set_limits(limits: LimitSettings, counts: Counts) -> None:
+    """Have all connections of this process keep `limits`, and `counts` count what was closed for them."""
+    HardenedTCPServer.limits, HardenedTCPServer.counts = limits, counts
+    HardenedTCPServer.most = allowed_by_files(limits.connections)
+    if HardenedTCPServer.most < limits.connections:
+        log.info(
+            "fewer connections are served than limits.connections says: open files are too few",
+            connections=HardenedTCPServer.most,
+        )
+    HardenedH2Protocol.write_time, HardenedH2Protocol.counts = limits.write_time, counts
+
+
 def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     """Have Hypercorn's Trio workers of this process use what is hardened here, and drain by `drain`."""
     first_come_first_served()
@@ -186,10 +239,3 @@ def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     hypercorn.protocol.h2.WSStream = HardenedWSStream  # type: ignore[attr-defined]
     hypercorn.protocol.H11Protocol = PlainHTTP1Protocol  # type: ignore[attr-defined]
     hypercorn.protocol.H2Protocol = HardenedH2Protocol  # type: ignore[attr-defined]
-
-
-def _names(exc: BaseException) -> str:
-    """Return the names of the exceptions in a group: their texts may quote what the client sent."""
-    if isinstance(exc, BaseExceptionGroup):
-        return ", ".join(sorted({_names(each) for each in exc.exceptions}))
-    return type(exc).__name__

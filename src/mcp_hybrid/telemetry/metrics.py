@@ -108,7 +108,11 @@ _FAMILIES: Final = (
     _Family(
         "connections_closed",
         "Connections that were closed for a limit",
-        {Count.CONNECTIONS_TURNED_AWAY: "connections", Count.CONNECTIONS_NOT_READ: "write_time"},
+        {
+            Count.CONNECTIONS_TURNED_AWAY: "connections",
+            Count.CONNECTIONS_NOT_READ: "write_time",
+            Count.CONNECTIONS_RESETTING: "resets",
+        },
         "limit",
     ),
 )
