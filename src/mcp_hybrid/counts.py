@@ -35,6 +35,8 @@ class Count(StrEnum):
     """A call was answered (its time was over, or it was cancelled) while its function runs on."""
     CONNECTIONS_RESETTING = "connections_resetting"
     """A connection of HTTP/2 was closed because its client reset too many requests."""
+    LOG_LINES_DROPPED = "log_lines_dropped"
+    """A line of the log was dropped, as nobody read those before it."""
 
     SESSIONS_NOW = "sessions_now"
     CALLS_NOW = "calls_now"

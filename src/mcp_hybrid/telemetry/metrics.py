@@ -115,6 +115,11 @@ _FAMILIES: Final = (
         },
         "limit",
     ),
+    _Family(
+        "log_lines_dropped",
+        "Lines of the log that were dropped, as nobody read those before them",
+        {Count.LOG_LINES_DROPPED: ""},
+    ),
 )
 
 _Add = Callable[[float], None]
