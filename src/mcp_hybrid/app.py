@@ -49,6 +49,7 @@ from mcp_hybrid.routing.message import Batch, Message, Request, parse_body
 from mcp_hybrid.routing.modes import Mode
 from mcp_hybrid.routing.table import Lookup, Policy, Standing, decide, era_of, needs_lookup
 from mcp_hybrid.security.bearer import acting_for, known_already
+from mcp_hybrid.security.contained import ContainedAuthenticator
 from mcp_hybrid.security.cors import Cors, Headers
 from mcp_hybrid.security.hosts import HostPolicy
 from mcp_hybrid.security.lapse import lapsed
@@ -137,7 +138,8 @@ class HybridApp:
             if authenticator is not None
             else authentication_for(server, self.settings, clock, token_verifier)
         )
-        self._authenticator = self.authentication.authenticator
+        inner = self.authentication.authenticator
+        self._authenticator = ContainedAuthenticator(inner) if inner is not None else None
         self._backplane = backplane or make_backplane(self.settings, clock)
         self._clock = clock
         self._policy = Policy(self.settings.mode, self.settings.unknown_session)

@@ -7,5 +7,6 @@ metadata             what those are told who have no good token
 verifiers            API keys and JWTs
 api_keys, jwks       the file of keys, and how one is made; the issuer's keys, and how they are had
 watched              a file that is read again when it changes
+contained            keeps what a verifier raises with the request it was asked about
 lapse                when a stream's credential stops being good
 """
