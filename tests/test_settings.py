@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.masking import masked
 from mcp_hybrid.routing.modes import Mode, ProgressPolicy, UnknownSession
 from mcp_hybrid.settings import (
     FIELDS,
@@ -239,6 +242,64 @@ def test_a_password_in_an_address_that_is_refused_is_not_shown() -> None:
     message = refusal({"auth.jwks": "https://user:hunter2@login.example.org/"})
     assert "hunter2" not in message
     assert "user:***@login.example.org" in message
+
+
+PASSWORDS = {
+    "redis://:hunter2@host:6379/0": "redis://:***@host:6379/0",
+    "redis://:p@ssw0rd@host": "redis://:***@host",
+    "redis://user:p@ss:w@rd@host/1": "redis://user:***@host/1",
+    "rediss://user:a:b@[::1]:6379": "rediss://user:***@[::1]:6379",
+    "redis://user@host": "redis://user@host",
+    "redis://host:6379/0?password=hunter2&db=1": "redis://host:6379/0?password=***&db=1",
+    "https://login.example.org/@tenant/jwks": "https://login.example.org/@tenant/jwks",
+    "https://login.example.org:8443/@tenant": "https://login.example.org:8443/@tenant",
+    "file:///x@y": "file:///x@y",
+    "a,https://u:p@a,https://v:q@b/c": "a,https://u:***@a,https://v:***@b/c",
+    # malformed, and shown in an error
+    "redis://:pa/ss@host": "redis://:***@host",
+    "redis://:12/34@host": "redis://:***@host",
+    "redis://user:12/34@host": "redis://user:***@host",
+    "redis://:p?ss@host": "redis://:***@host",
+    "redis://:p#s@s@host": "redis://:***@host",
+    "https://u:p/ss@host": "https://u:***@host",
+    "no URL": "no URL",
+}
+
+
+@pytest.mark.parametrize(("url", "shown"), PASSWORDS.items(), ids=PASSWORDS)
+def test_a_password_in_a_url_is_masked_whatever_is_in_it(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
+@given(password=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=5, max_size=20))
+def test_no_password_of_a_redis_is_shown(password: str) -> None:
+    secret = f"<{password}>"
+    url = f"redis://user:{secret}@host:6379/0"
+    assert secret not in masked(url)
+    try:
+        shown = to_display(load({"backplane": url}, environ={}).settings)["backplane"]
+    except ConfigurationError as error:
+        shown = str(error)
+    assert secret not in shown
+    assert password not in shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:pa/ss@host", "redis://host:port/0", "redis://host:70000", "redis://:6379", "redis:host", "redis://",
+     "redis://host/zero", "redis://host/0/1", "redis://host/0#x", "redis://ho st", "http://host", "Memory!", ""],
+)  # fmt: skip
+def test_what_is_no_address_of_a_redis_is_refused(url: str) -> None:
+    message = refusal({"backplane": url})
+    assert "pa/ss" not in message
+    assert "write / as %2F" in message
+
+
+@pytest.mark.parametrize(
+    "url", ["memory", "redis://h", "redis://h:1/15", "rediss://u:p@[::1]:1/", "redis://:p%2Fx@h?health_check=1"]
+)
+def test_an_address_of_a_redis_is_taken_as_it_is_written(url: str) -> None:
+    assert load({"backplane": url}, environ={}).settings.backplane == url
 
 
 # Session keys

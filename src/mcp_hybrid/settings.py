@@ -14,7 +14,6 @@ How a single value is written and checked is in `values`.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.masking import masked
 from mcp_hybrid.routing.modes import Mode, ProgressPolicy, UnknownSession
 from mcp_hybrid.security.limits import Bounds
 from mcp_hybrid.values import (
@@ -398,8 +398,7 @@ def _explain(error: ValidationError, given: Mapping[str, tuple[Any, str]]) -> st
         what = first["msg"].removeprefix("Value error, ")
     else:
         in_list = len(parts) > len(key.split("."))  # then the one item that is wrong says more than the whole list
-        shown = _PASSWORD.sub(r"\1***@", repr(first["input"] if in_list else value))
-        what = f"{shown:.80} is not accepted"
+        what = f"{masked(repr(first['input'] if in_list else value)):.80} is not accepted"
     return _one_line(f"{key} ({origin}): {what}; expected {_accepted(FIELDS[key])}")
 
 
@@ -430,13 +429,9 @@ def _rendered(value: object) -> str:
             return str(value)
 
 
-_PASSWORD: Final = re.compile(r"(//[^/@]*:)[^/@]*@")
-
-
 def to_display(settings: Settings) -> dict[str, str]:
     """Return each setting as text that may be shown to anyone: without session keys and passwords."""
-    shown = {key: _rendered(attrgetter(key)(settings)) for key in FIELDS}
+    shown = {key: masked(_rendered(attrgetter(key)(settings))) for key in FIELDS}
     shown["sessions.keys"] = str(len(settings.sessions.keys))
     shown["operator.admin_key"] = "set" if settings.operator.admin_key is not None else ""
-    shown["backplane"] = _PASSWORD.sub(r"\1***@", settings.backplane)
     return shown

@@ -160,6 +160,19 @@ def _secure_url(text: str) -> str:
     return text
 
 
+def _backplane(text: str) -> str:
+    """Check an address as the Redis client is going to read it, which would otherwise fail with the password in it."""
+    if text == "memory":
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or re.search(r"[\s#]", text):
+        raise ValueError("not an address of a Redis")
+    _ = parts.port  # raises ValueError for what is none
+    if re.fullmatch(r"(/[0-9]{0,4})?", parts.path) is None:
+        raise ValueError("not a number of a database")
+    return text
+
+
 def _key_source(text: str | None) -> str | None:
     """Check a URL; what is none is a file."""
     return _secure_url(text) if text is not None and "://" in text else text
@@ -192,8 +205,11 @@ Target = Annotated[str | None, BeforeValidator(_none_if_empty), Accepts('"module
 UrlPath = Annotated[str, _matching(r"/[^\s?#]*"), Accepts('a path that starts with "/", such as "/mcp"')]
 BackplaneUrl = Annotated[
     str,
-    _matching(r"memory|rediss?://\S+"),
-    Accepts('"memory", or where a Redis is: "redis://host:6379/0"'),
+    AfterValidator(_backplane),
+    Accepts(
+        '"memory", or where a Redis is: "redis://:password@host:6379/0" (in a password, write / as %2F, ? as %3F '
+        "and # as %23)"
+    ),
 ]
 Host = Annotated[str, _matching(r"[^\s/]+"), Accepts('an address or host name, such as "127.0.0.1"')]
 Hosts = Annotated[
