@@ -145,9 +145,7 @@ class HybridApp:
         self._policy = Policy(self.settings.mode, self.settings.unknown_session)
         self._cors = Cors(self.settings.cors.allowed_origins)
         security = self.settings.security
-        self._hosts = HostPolicy(
-            security.allowed_hosts, (*security.allowed_origins, *self.settings.cors.allowed_origins)
-        )
+        self._hosts = HostPolicy(security.allowed_hosts, security.allowed_origins, self.settings.cors.allowed_origins)
         bounds = self.settings.limits.bounds()
         self._door = Door(bounds, now) if bounds != Bounds() else None
         self._patience: Patience | None = None
@@ -496,7 +494,7 @@ class HybridApp:
             return False
         if scope.get("root_path") and path in ("", "/"):
             return True
-        return path in (self.settings.path, f"{self.settings.path}/")
+        return path in (self.settings.path, f"{self.settings.path.rstrip('/')}/")
 
 
 def make_backplane(settings: Settings, clock: Callable[[], float]) -> Backplane:

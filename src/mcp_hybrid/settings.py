@@ -26,7 +26,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.errors import ConfigurationError, UnusableValueError
 from mcp_hybrid.masking import masked
 from mcp_hybrid.routing.modes import Mode, ProgressPolicy, UnknownSession
 from mcp_hybrid.security.limits import Bounds
@@ -169,7 +169,7 @@ class SecuritySettings(_Section):
     """Which Host and Origin headers are served, against DNS rebinding."""
 
     allowed_hosts: Hosts = ["127.0.0.1", "localhost", "[::1]"]
-    """Host headers that are served. Without a port: on any port. "*": every host."""
+    """Host headers that are served. Without a port: on any port. "*.example.org": subdomains. "*": every host."""
     allowed_origins: Origins = ["http://127.0.0.1", "http://localhost", "http://[::1]"]
     """Origin headers that are served; a request without one always is. Without a port: on any port."""
 
@@ -394,11 +394,14 @@ def _explain(error: ValidationError, given: Mapping[str, tuple[Any, str]]) -> st
     parts = [str(part) for part in first["loc"]]
     key = parts[0] if parts[0] in FIELDS else ".".join(parts[:2])
     value, origin = given[key]
+    reason = first.get("ctx", {}).get("error")
     if key in SECRETS:
         what = first["msg"].removeprefix("Value error, ")
     else:
         in_list = len(parts) > len(key.split("."))  # then the one item that is wrong says more than the whole list
         what = f"{masked(repr(first['input'] if in_list else value)):.80} is not accepted"
+        if isinstance(reason, UnusableValueError):
+            what += f": {masked(str(reason))}"
     return _one_line(f"{key} ({origin}): {what}; expected {_accepted(FIELDS[key])}")
 
 

@@ -1,6 +1,7 @@
 """Who may ask: hosts, origins, cross-origin answers, and the owner a request acts for. Knows nothing of sessions.
 
 hosts, cors          Host and Origin, and what pages may read
+patterns             what an operator may write for a host or an origin, and what it matches
 owner                the principal, and the seam for whoever finds it out
 bearer               tokens: from a request to its caller, or its refusal
 metadata             what those are told who have no good token
