@@ -430,10 +430,13 @@ class HybridApp:
         if patience is None:  # not running: it will be refused, once its id is known
             body = await read_body(visit.receive, limits.body)
         else:
-            body = await patience.read_body(visit.scope, visit.receive, visit.send, limits.body, visit.cors)
+            weigh = visit.place.weigh if visit.place is not None else None
+            body = await patience.read_body(visit.scope, visit.receive, visit.send, limits.body, visit.cors, weigh)
         if isinstance(body, Fault):
             return body
         visit.body_read = True
+        if visit.place is not None and (fault := visit.place.read(body)) is not None:
+            return fault
         message = parse_body(body, limits.depth)
         if isinstance(message, Fault):
             return message

@@ -56,6 +56,7 @@ from mcp_hybrid.values import (
     SecureUrls,
     SessionKeys,
     Size,
+    SizeOrNone,
     Target,
     UrlPath,
     decode_key,
@@ -127,8 +128,8 @@ class SessionSettings(_Section):
     """A session that did nothing for this long gives its memory back until its next request."""
     max_live: Count = 10_000
     """Sessions that may hold memory at a time; beyond it the longest idle ones give theirs back."""
-    max_live_per_owner: CountOrNone = 0
-    """The same for the sessions of one owner, so that nobody crowds out the others. 0: no limit."""
+    max_live_per_owner: CountOrNone = 1000
+    """The same for the sessions of one authenticated owner, so that nobody crowds out the others. 0: no limit."""
 
     def decoded_keys(self) -> list[bytes]:
         """Return the keys as bytes, 32 each, in order."""
@@ -150,19 +151,30 @@ class LimitSettings(_Section):
     """A connection whose client does not take one write in this time is closed. `serve` and Hypercorn only."""
     connections: CountOrNone = 0
     """Connections that may be open; further ones are closed at once. `serve` and Hypercorn only. 0: no limit."""
-    requests: CountOrNone = 0
+    requests: CountOrNone = 1000
     """Requests that may be answered at a time. 0: no limit."""
-    requests_per_owner: CountOrNone = 0
+    requests_per_owner: CountOrNone = 250
     """The same for one owner; where nobody is authenticated, for one client address. 0: no limit."""
-    streams_per_owner: CountOrNone = 0
+    streams_per_owner: CountOrNone = 250
     """Streams without an end of their own (GET, resumed, subscriptions/listen) that one owner may hold. 0: no limit."""
-    rate_per_owner: Rate = ""
+    rate_per_owner: Rate = "1000/s"
     """Requests of one owner in a time, such as "100/s": as many at once, then evenly. Empty: no limit."""
+    bodies: SizeOrNone = 64 * 2**20
+    """Bytes of large bodies that may be read and answered at a time. 0: no limit."""
+    bodies_per_owner: SizeOrNone = 16 * 2**20
+    """The same for one owner. 0: no limit."""
 
     def bounds(self) -> Bounds:
         """Return the limits that are kept by counting requests."""
         rate = decode_rate(self.rate_per_owner)
-        return Bounds(self.requests, self.requests_per_owner, self.streams_per_owner, rate)
+        return Bounds(
+            self.requests,
+            self.requests_per_owner,
+            self.streams_per_owner,
+            rate,
+            self.bodies,
+            self.bodies_per_owner,
+        )
 
 
 class SecuritySettings(_Section):

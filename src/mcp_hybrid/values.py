@@ -217,6 +217,9 @@ PositiveDuration = Annotated[Duration, Field(gt=0), Accepts('a duration above 0,
 Size = Annotated[
     int, BeforeValidator(_size), Field(gt=0), Accepts('a number of bytes above 0, such as 65536, "512KiB" or "4MiB"')
 ]
+SizeOrNone = Annotated[
+    int, BeforeValidator(_size), Accepts('a number of bytes such as 65536, "512KiB" or "4MiB", or 0 for no limit')
+]
 CountOrNone = Annotated[
     int, BeforeValidator(_number), Field(ge=0), Accepts("a whole number from 1 up, or 0 for no limit")
 ]

@@ -13,7 +13,7 @@ from mcp_types import PROTOCOL_VERSION_META_KEY, ProgressToken, RequestId
 from pydantic_core import from_json
 
 from mcp_hybrid.errors import Cause, Fault
-from mcp_hybrid.routing.depth import is_deeper
+from mcp_hybrid.routing.depth import MOST_CONTAINERS, PLAIN, has_too_many, is_deeper
 
 BATCH_LIMIT: Final = 100
 """Messages in one batch. A 4 MiB body holds a hundred thousand pings; nobody needs them answered at once."""
@@ -98,6 +98,8 @@ def parse_body(body: bytes, depth: int) -> Message | Batch | Fault:
 
     Never raises; a refusal says what was wrong and echoes the request's id where it could.
     """
+    if len(body) > PLAIN and has_too_many(body):
+        return Fault(Cause.BODY_TOO_LARGE, f"The body has more than {MOST_CONTAINERS} arrays and objects.")
     try:
         decoded = from_json(body.removeprefix(_BOM), allow_inf_nan=False)
     except ValueError as error:
