@@ -41,6 +41,8 @@ AT_ONCE: Final = 64
 GAP: Final = 0.05
 ANSWER: Final = 30.0
 """Seconds that an answer may take before the client gives up."""
+DRAINED: Final = 6.0
+"""Seconds within which a body that is refused gets its answer: the server reads on for five, and throws it away."""
 STALLED: Final = 4 * 2**20 - 1024
 """Bytes of a body that is sent but for its end."""
 
@@ -260,7 +262,7 @@ async def bodies(port: int, taken: Taken, held: Held) -> None:
     line = await Line.open(port, TAKER)
     held.lines.append(line)
     head = request("POST", mcp.headers(), b"", STALLED + 1024)
-    await until_refused(line, head + b" " * STALLED, taken)
+    await until_refused(line, head + b" " * STALLED, taken, seconds=DRAINED)
 
 
 async def parsing(port: int, taken: Taken, held: Held) -> None:  # noqa: ARG001
@@ -295,9 +297,9 @@ async def requests(port: int, taken: Taken, held: Held) -> None:  # noqa: ARG001
         await trio.aclose_forcefully(line.stream)
 
 
-async def until_refused(line: Line, data: bytes, taken: Taken) -> None:
-    """Send a request that is not answered in time, unless it is refused."""
-    with trio.move_on_after(2):
+async def until_refused(line: Line, data: bytes, taken: Taken, seconds: float = 2.0) -> None:
+    """Send a request that is not answered in so many seconds, unless it is refused."""
+    with trio.move_on_after(seconds):
         answer = await line.ask(data)
         taken.no(answer.status)
         return
