@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, Router
 
 from harness import mcp
 from harness.asgi import Answer
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
+from mcp_hybrid.authentication import Authentication
 from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.routing.gates import check_post
 from mcp_hybrid.routing.head import Head
@@ -59,6 +63,16 @@ def test_long_headers_are_read_and_not_remembered() -> None:
     before = media._read.cache_info().currsize
     assert accepted(header) is Form.JSON
     assert media._read.cache_info().currsize == before
+
+
+@pytest.mark.parametrize(("digits", "matches"), [(5, True), (5000, False)])
+def test_a_route_is_no_match_for_a_number_without_end(digits: int, matches: bool) -> None:
+    async def serve(_: Request) -> Response:
+        raise AssertionError
+
+    found = Authentication(router=Router([Route("/users/{number:int}", serve)]))
+    scope = {"type": "http", "method": "GET", "path": f"/users/{'9' * digits}", "headers": [], "root_path": ""}
+    assert (found.beside(scope) is not None) is matches
 
 
 # Ids
