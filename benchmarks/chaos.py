@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from random import Random
 
+import one_owner
 import trio
 import watching  # first: it knows where the harness is
 from disorder.callers import KINDS, Line, Load
@@ -32,6 +33,7 @@ from harness.raw import RawClient
 from harness.redis import RedisServer, redis_server
 
 ENVIRON = {
+    **one_owner.ENVIRON,
     "MCP_HYBRID_LOG__LEVEL": "warning",
     "MCP_HYBRID_REQUEST_TIMEOUT": "60",
     "MCP_HYBRID_STREAM_AFTER": "0.2",

@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
+import one_owner
 import trio
 import watching  # first: it knows where the harness is
 from fuzzing.answers import WrongAnswerError
@@ -39,6 +40,7 @@ from fuzzing.script import Known
 from harness.process import ServerProcess, serve
 
 ENVIRON = {
+    **one_owner.ENVIRON,
     "MCP_HYBRID_LOG__LEVEL": "warning",
     "MCP_HYBRID_REQUEST_TIMEOUT": "3",  # calls that wait for an answer nobody gives must not last
     "MCP_HYBRID_STREAM_AFTER": "0.2",

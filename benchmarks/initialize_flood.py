@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,9 @@ from typing import IO, Any
 
 import structlog
 import trio
+from one_owner import ENVIRON, LIMITS
 
-from mcp_hybrid import HybridApp
+from mcp_hybrid import HybridApp, Settings
 from mcp_hybrid.counts import Count
 from mcp_hybrid.demo import server as demo
 
@@ -89,12 +90,12 @@ class Tally:
 
 
 @contextmanager
-def serving() -> Iterator[tuple[int, int]]:
-    """Run `mcp-hybrid serve` with its defaults; give its process id and port."""
-    environ = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
+def serving(env: Mapping[str, str] | None = None) -> Iterator[tuple[int, int]]:
+    """Run `mcp-hybrid serve` with these settings, or its defaults; give its process id and port."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
     command = [sys.executable, "-c", "from mcp_hybrid.cli import main; main()", "serve", "--port", "0"]
     with tempfile.TemporaryFile(mode="w+") as log:
-        process = subprocess.Popen(command, env=environ, stderr=log, text=True)
+        process = subprocess.Popen(command, env={**inherited, **(env or {})}, stderr=log, text=True)
         try:
             yield process.pid, port_of(process, log)
         finally:
@@ -170,7 +171,7 @@ def memory(pid: int) -> tuple[int, int]:
 async def count_sessions(count: int) -> tuple[Tally, int, int]:
     """Send `count` times `initialize` to the application itself; return what came, sessions offered, sessions held."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    app, tally = HybridApp(demo), Tally(count)
+    app, tally = HybridApp(demo, Settings.model_validate({"limits": LIMITS})), Tally(count)
     async with app.lifespan():
         for _ in range(count):
             await ask(app, tally.count)
@@ -203,7 +204,7 @@ def main() -> int:
     parser.add_argument("--connections", type=int, default=4, help="connections that are kept alive (default 4)")
     options = parser.parse_args()
 
-    with serving() as (pid, port):
+    with serving(ENVIRON) as (pid, port):
         trio.run(flood, port, min(WARM_UP, options.count), options.connections)
         before, _ = memory(pid)
         started = time.perf_counter()

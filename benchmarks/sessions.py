@@ -30,6 +30,7 @@ from typing import Any
 import structlog
 import trio
 from initialize_flood import ANSWER, BODY, CLOSE, HEADERS, SESSION, STATUS, memory, port_of, read_answer
+from one_owner import ENVIRON, LIMITS
 
 from mcp_hybrid import HybridApp, Settings
 from mcp_hybrid.demo import server as demo
@@ -99,7 +100,9 @@ def traced() -> int:
 
 def quiet_app(sessions: int) -> HybridApp:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
-    return HybridApp(demo, Settings.model_validate({"sessions": {"max_live": sessions + 1, "keys": [KEY]}}))
+    return HybridApp(
+        demo, Settings.model_validate({"sessions": {"max_live": sessions + 1, "keys": [KEY]}, "limits": LIMITS})
+    )
 
 
 async def count_bytes(count: int) -> list[Row]:
@@ -187,7 +190,7 @@ async def time_one(app: HybridApp, session: str) -> float:
 def serving(port: int = 0, backplane: str = "memory") -> Iterator[tuple[int, int]]:
     """Run a server; give its process id and port."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
-    environ |= {"MCP_HYBRID_SESSIONS__KEYS": KEY, "MCP_HYBRID_BACKPLANE": backplane}
+    environ |= {"MCP_HYBRID_SESSIONS__KEYS": KEY, "MCP_HYBRID_BACKPLANE": backplane, **ENVIRON}
     command = [sys.executable, "-c", "from mcp_hybrid.cli import main; main()", "serve", "--port", str(port)]
     with tempfile.TemporaryFile(mode="w+") as log:
         process = subprocess.Popen(command, env=environ, stderr=log, text=True)

@@ -17,7 +17,7 @@ from mcp_hybrid.security.owner import ANONYMOUS, Owner
 from mcp_hybrid.security.rates import Rates
 
 OWNERS = [Owner("i", name, "c") for name in ("a", "b", "c")]
-BOUNDS = Bounds(requests=4, requests_per_owner=2, streams_per_owner=2)
+BOUNDS = Bounds(requests=4, requests_per_owner=2, streams_per_owner=2, bodies=200, bodies_per_owner=100)
 
 
 class Clock:
@@ -81,19 +81,33 @@ class Books(RuleBasedStateMachine):
         if fault is not None:
             assert (ticket.reading, ticket.running, ticket.stream) == (0, 0, None), "a refused request takes nothing"
 
+    @rule(ticket=tickets, size=st.integers(0, 150))
+    def weigh(self, ticket: Ticket, size: int) -> None:
+        others = [each for each in self.inside if each is not ticket]
+        mine = sum(each.weight for each in others if each.caller == ticket.caller)
+        everybody = sum(each.weight for each in others)
+        before = ticket.weight
+        fault = self.admission.weigh(ticket, size)
+        fits = (not mine or mine + size <= 100) and (not everybody or everybody + size <= 200)
+        assert (fault is None) == fits
+        assert ticket.weight == (size if fits else before)
+
     @invariant()
     def the_books_are_those_of_the_tickets(self) -> None:
         books = self.admission
         assert books._all.running == sum(ticket.running for ticket in self.inside) <= 4
         assert books._all.reading == sum(ticket.reading for ticket in self.inside)
-        held = {ticket.caller for ticket in self.inside if ticket.reading or ticket.running or ticket.stream}
-        assert set(books._held) == held, "nobody is remembered who holds nothing"
+        assert books._all.weight == sum(ticket.weight for ticket in self.inside)
+        inside = Counter(ticket.caller for ticket in self.inside if ticket.held is not None)
+        assert {caller: kept.inside for caller, kept in books._held.items()} == inside, "nobody else is remembered"
         for caller, kept in books._held.items():
             mine = [ticket for ticket in self.inside if ticket.caller == caller]
             assert kept.running == self.running(caller) <= 2
+            assert kept.reading == sum(ticket.reading for ticket in mine)
+            assert kept.weight == sum(ticket.weight for ticket in mine)
             assert kept.streams == Counter(ticket.stream for ticket in mine if ticket.stream is not None)
             assert len(kept.streams) <= 2
-        assert books.idle == (not held)
+        assert books.idle == (not inside)
 
 
 Books.TestCase.settings = examples(50, stateful_step_count=30)

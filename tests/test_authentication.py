@@ -50,6 +50,11 @@ REFUSALS: dict[str, tuple[list[Header], int, str | None]] = {
     "bytes": ([("authorization", "Bearer \xff\x00")], 401, INVALID),
     "a very long token": ([bearer("a" * 20_000)], 401, INVALID),
     "a header beyond all bounds": ([bearer("a" * 1_000_000)], 431, None),
+    "a tab after the scheme": ([("authorization", "Bearer\tx")], 401, NONE),
+    "a tab after a space": ([("authorization", "Bearer \tx")], 401, INVALID),
+    "spaces and no token": ([("authorization", "Bearer   ")], 401, INVALID),
+    "two tokens": ([("authorization", "Bearer a b")], 401, INVALID),
+    "a key whose algorithm is a list": ([bearer("eyJhbGciOlsiUlMyNTYiXX0.e30.eA")], 401, INVALID),
     "an API key that is none": ([bearer("mh_" + "a" * 43)], 401, INVALID),
     "two headers": ([bearer("one"), bearer("two")], 400, None),
 }
@@ -442,6 +447,31 @@ async def test_a_call_that_runs_when_its_token_expires_is_finished(guarded: Guar
         talk = await opened(setup.client, guarded.token(exp=int(NOW) + 10))
         answer = await talk.post(mcp.tool("count", {"steps": 2, "delay": 60}))
         assert text(answer) == "counted to 2"
+
+
+@pytest.mark.parametrize("before", ["Bearer ", "Bearer  ", "Bearer     ", "bearer  ", "BEARER ", "bEaReR   "])
+@pytest.mark.parametrize("kind", ["key", "token"])
+async def test_a_scheme_of_any_case_and_spaces_before_the_token(guarded: Guarded, before: str, kind: str) -> None:
+    async with guarded.running(server=telling()) as setup:
+        token = guarded.key.key if kind == "key" else guarded.issuer.token()
+        header = ("authorization", before + token)
+        answer = await setup.client.request(
+            "POST", "/mcp", mcp.headers(None, None, header), mcp.body(mcp.tool("whoami"))
+        )
+        assert text(answer).startswith("alice ")
+
+
+class Unwritable:
+    """A verifier that knows a user whose name is half a character."""
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        return AccessToken(token=token, client_id="c", scopes=["tools"], subject=f"{token}\ud800")
+
+
+async def test_a_principal_that_cannot_be_written_is_401(guarded: Guarded) -> None:
+    async with guarded.running(token_verifier=Unwritable()) as setup:
+        assert (await ask(setup.client, bearer("x"))).status == 401
+        assert (await ask(setup.client, bearer(guarded.key.key))).status == 200
 
 
 # What a token is for

@@ -457,7 +457,8 @@ twice mcp-method              | 400 -32020
 twice mcp-name                | 400 -32020
 id with a space               | 400 -32600
 id not ASCII                  | 400 -32600
-empty id                      | 400 -32600
+blank in an id                | 400 -32600
+encoded body                  | 415 -32600
 body over the limit           | 413 -32600
 body over the limit, chunked  | 413 -32600
 content type                  | 415 -32600
@@ -493,7 +494,8 @@ GATE_REQUESTS: dict[str, tuple[str, list[tuple[str, str]], bytes | list[bytes]]]
     "twice mcp-name": ("POST", [("mcp-name", "add"), ("mcp-name", "add"), JSON], PING),
     "id with a space": ("POST", [("mcp-session-id", "a b"), JSON], PING),
     "id not ASCII": ("POST", [("mcp-session-id", "caf\xe9"), JSON], PING),
-    "empty id": ("POST", [("mcp-session-id", ""), JSON], PING),
+    "blank in an id": ("POST", [("mcp-session-id", "a b"), JSON], PING),
+    "encoded body": ("POST", [JSON, ("content-encoding", "gzip")], PING),
     "body over the limit": ("POST", [JSON], b" " * 2000),
     "body over the limit, chunked": ("POST", [JSON, ("content-length", "1")], [b" " * 500] * 4),
     "content type": ("POST", [("content-type", "application/json-seq")], PING),

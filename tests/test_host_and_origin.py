@@ -15,6 +15,7 @@ import trio
 from harness import mcp
 from harness.hybrid import running
 from harness.process import ServerProcess, program, serve
+from mcp_hybrid.security.patterns import HostTable, OriginTable
 
 HOSTS = ["127.0.0.1", "localhost", "[::1]", "mcp.example.org", "fixed.example.org:8443"]
 ORIGINS = ["http://127.0.0.1", "http://localhost", "http://[::1]", "https://fixed.example.org:8443"]
@@ -170,6 +171,88 @@ async def test_an_asterisk_serves_every_host_but_still_no_other_origin() -> None
             "POST", "/mcp", mcp.headers(None, None, host, ("origin", "http://whatever.example:81")), CALL
         )
         assert (served.status, foreign.status) == (200, 403)
+
+
+GATE: dict[str, tuple[str, list[str], list[str]]] = {
+    "a name": ("a.example", ["a.example", "A.Example:1"], ["b.a.example", "a.example.", "a.example:70000"]),
+    "a name with a port": ("a.example:8443", ["a.example:8443", "a.example:08443"], ["a.example", "a.example:443"]),
+    "the usual port, which is left out": ("a.example:443", ["a.example", "a.example:443"], ["a.example:80"]),
+    "any port, written out": ("a.example:*", ["a.example", "a.example:9"], ["a.example:*"]),
+    "subdomains": (
+        "*.example.org",
+        ["a.example.org", "a.b.example.org:81", "A.EXAMPLE.ORG"],
+        [
+            "example.org",
+            "*.example.org",
+            ".example.org",
+            "a..example.org",
+            "evil.org",
+            "aexample.org",
+            "a b.example.org",
+            "a.example.org.evil.com",
+            "a, b.example.org",
+            "evil.com/.example.org",
+            "u@a.example.org",
+            "[::1].example.org",
+        ],
+    ),
+    "subdomains on a port": ("*.example.org:8443", ["a.example.org:8443"], ["a.example.org", "example.org:8443"]),
+    "every host on a port": ("*:8000", ["whatever:8000", "[::2]:8000"], ["whatever", "whatever:80"]),
+    "IPv6 without brackets": ("::1", ["[::1]", "[::1]:8000"], ["::1", "[::2]"]),
+    "IPv6 with a port": ("[::1]:8000", ["[::1]:8000"], ["[::1]", "[::1]:1"]),
+    "IPv6 written out": ("[0:0:0:0:0:0:0:1]", ["[::1]"], ["[0:0:0:0:0:0:0:1]"]),
+    "IPv4 in IPv6": ("::ffff:127.0.0.1", ["[::ffff:7f00:1]"], ["127.0.0.1"]),
+}
+
+
+@pytest.mark.parametrize("what", GATE)
+async def test_an_entry_lets_in_what_it_means_and_nothing_else(what: str) -> None:
+    entry, good, bad = GATE[what]
+    async with running(security={"allowed_hosts": [entry]}) as setup:
+        for host in (*good, *bad):
+            answer = await setup.client.request("POST", "/mcp", mcp.headers(None, None, ("host", host)), CALL)
+            assert answer.status == (200 if host in good else 421), host
+
+
+PAGE_GATE: dict[str, tuple[str, list[str], list[str]]] = {
+    "an origin": ("https://a.example", ["https://a.example", "https://a.example:443"], ["https://a.example:8443"]),
+    "in capitals, with a slash": ("https://A.Example/", ["https://a.example"], ["https://a.example/"]),
+    "a port": ("https://a.example:8443", ["https://a.example:8443"], ["https://a.example"]),
+    "the usual port": ("http://a.example:80", ["http://a.example", "http://a.example:80"], ["http://a.example:443"]),
+    "any port": ("https://a.example:*", ["https://a.example", "https://a.example:1"], ["http://a.example"]),
+    "an extension": ("chrome-extension://abc", ["chrome-extension://abc"], ["chrome-extension://abcd"]),
+    "null": ("null", ["null"], ["nul", ""]),
+}
+
+
+@pytest.mark.parametrize("what", PAGE_GATE)
+async def test_a_page_is_let_in_and_may_read_or_neither(what: str) -> None:
+    entry, good, bad = PAGE_GATE[what]
+    async with running(cors={"allowed_origins": [entry]}, security={"allowed_origins": []}) as setup:
+        for origin in (*good, *bad):
+            answer = await setup.client.request("POST", "/mcp", mcp.headers(None, None, ("origin", origin)), CALL)
+            read = answer.header("access-control-allow-origin")
+            assert (answer.status, read) == ((200, origin) if origin in good else (403, None)), origin
+
+
+@pytest.mark.parametrize("header", ["host", "origin"])
+async def test_a_refusal_names_the_setting_that_helps(header: str) -> None:
+    async with running(**SECURITY) as setup:
+        extra = (header, "evil.example" if header == "host" else "https://evil.example")
+        answer = await setup.client.request("POST", "/mcp", mcp.headers(None, None, extra), CALL)
+        message = answer.json()["error"]["message"]
+    names = ["security.allowed_hosts"] if header == "host" else ["security.allowed_origins", "cors.allowed_origins"]
+    assert [name for name in names if name in message] == names
+
+
+def test_what_strangers_send_is_remembered_within_bounds() -> None:
+    hosts, origins = HostTable(["a.example"]), OriginTable(["https://a.example"])
+    for number in range(2000):
+        assert f"{number}.{'x' * 30_000}" not in hosts
+        assert f"https://{number}.{'x' * 30_000}" not in origins
+        assert f"{number}.example" not in hosts
+    assert hosts._admits.cache_info().currsize <= 256
+    assert origins._admits.cache_info().currsize == 0
 
 
 # What only a socket can carry

@@ -179,4 +179,4 @@ async def test_no_made_up_session_id_is_taken_for_a_real_one(text: str) -> None:
     async with quietly_running() as setup:
         headers: list[tuple[str, str]] = mcp.headers(text)
         answer = await send(setup, "POST", headers, mcp.body(mcp.request("ping")))
-        assert answer.status == (404 if text else 400)
+        assert answer.status == (404 if text else 200), "an empty id is none"

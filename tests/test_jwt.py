@@ -13,6 +13,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from mcp.server.auth.provider import AccessToken
+from structlog.testing import capture_logs
 
 from harness.issuer import AUDIENCE, ISSUER, Issuer, SigningKey, listed, serving
 from mcp_hybrid.errors import ConfigurationError
@@ -66,7 +67,97 @@ def tampered(issuer: Issuer) -> str:
     return f"{head}.{claims}.{signature}"
 
 
+def encoded(part: bytes) -> str:
+    return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+
+
+def with_head(head: bytes) -> Callable[[Issuer], str]:
+    """Put another header before a token's claims."""
+    return lambda issuer: ".".join([encoded(head), *issuer.token().split(".")[1:]])
+
+
+def signed_claims(claims: bytes) -> Callable[[Issuer], str]:
+    """Have the issuer sign these claims as they are, whatever they are."""
+
+    def sign(issuer: Issuer) -> str:
+        return jwt.api_jws.encode(claims, issuer.keys[0].private, "RS256", headers={"kid": "first"})
+
+    return sign
+
+
+def claims_with(more: str) -> Callable[[Issuer], str]:
+    """Have the issuer sign good claims with others that come last, and so overrule those."""
+    return lambda issuer: signed_claims(f"{json.dumps(issuer.claims())[:-1]},{more}}}".encode())(issuer)
+
+
+DEEP = b"[" * 11000
+
 REFUSED: dict[str, Callable[[Issuer], str]] = {
+    **{
+        f"a header {head[:40].decode('latin-1')}": with_head(head)
+        for head in (
+            b'{"alg":["RS256"]}',
+            b'{"alg":{"a":1}}',
+            b'{"alg":null}',
+            b'{"alg":7}',
+            b'{"alg":true}',
+            b"{}",
+            b"[]",
+            b"null",
+            b'"RS256"',
+            b"7",
+            b"",
+            b"{",
+            DEEP,
+            b'{"alg":"RS256","x":' + DEEP,
+            b'{"alg":"RS256","kid":{}}',
+            b'{"alg":"RS256","kid":7}',
+            b'{"alg":"RS256","kid":"\\ud800"}',
+            b'{"alg":"RS256","typ":["JWT"]}',
+            b'{"alg":"RS256","typ":{}}',
+            b'{"alg":"RS256","kid":"first","crit":7}',
+            b'{"alg":"RS256","x":NaN}',
+            b'{"alg":"RS256","b64":false,"kid":"first"}',
+            b'{"alg":"RS256","n":' + b"9" * 5000 + b"}",
+            b"\xff\xfe",
+        )
+    },
+    **{
+        f"claims {more[:40]}": claims_with(more)
+        for more in (
+            r'"sub":"\ud800"',
+            r'"client_id":"a\udfff"',
+            r'"scope":"\ud800"',
+            r'"x":{"\ud800":1}',
+            '"x":NaN',
+            '"x":' + "[" * 11000,
+            f'"exp":{"9" * 5000}',
+            '"exp":[1]',
+            '"exp":{}',
+            '"exp":null',
+            '"exp":true',
+            '"exp":-1e400',
+            '"nbf":"soon"',
+            '"nbf":[]',
+            '"aud":{}',
+            '"aud":[7]',
+            '"aud":[[]]',
+            '"aud":[]',
+            '"iss":[]',
+            '"iss":{}',
+            '"sub":["alice"]',
+            '"sub":{}',
+            '"jti":7',
+        )
+    },
+    "claims that are a list": signed_claims(b"[]"),
+    "claims that are text": signed_claims(b'"alice"'),
+    "claims that are nothing": signed_claims(b""),
+    "claims that are no text": signed_claims(b"\xff"),
+    "two parts": lambda issuer: issuer.token().rpartition(".")[0],
+    "four parts": lambda issuer: f"{issuer.token()}.x",
+    "five parts, as of an encrypted token": lambda issuer: f"{issuer.token()}.x.x",
+    "a letter from elsewhere": lambda issuer: issuer.token().replace(".", ".\u0660", 1),
     "garbage": lambda _: "garbage",
     "three dots": lambda _: "...",
     "not ASCII": lambda _: "\xff\xfe",
@@ -100,6 +191,35 @@ REFUSED: dict[str, Callable[[Issuer], str]] = {
 
 RSA = Issuer(NOW, algorithm="RS256")
 """Its key takes a while to make, and no test changes it."""
+
+KEY_SETS = {
+    "nested too deep": '{"keys":' + "[" * 100_000,
+    "a key nested too deep": '{"keys":[{"kty":"RSA","n":' + "[" * 100_000,
+    "no text": '{"keys":[{"kid":"\\ud800"}]}',
+    "a number beyond all bounds": '{"keys":[' + "9" * 5000 + "]}",
+    "nothing": "",
+    "a list": "[]",
+    "keys that are an object": '{"keys":{}}',
+}
+"""What is no key set."""
+
+ODD_KEYS: list[dict[str, Any]] = [
+    {"kty": "RSA"},
+    {"kty": ["RSA"]},
+    {"kty": "RSA", "n": [], "e": {}},
+    {"kty": "RSA", "n": 7, "e": 7},
+    {"kty": "RSA", "n": "", "e": ""},
+    {"kty": "RSA", "n": "AQAB", "e": "AQAB", "d": [], "p": 7},
+    {"kty": "RSA", "n": "\u0660", "e": "AQAB"},
+    {"kty": "EC", "crv": ["P-256"]},
+    {"kty": "EC", "crv": {}, "x": 1, "y": 2},
+    {"kty": "EC", "crv": "P-256", "x": None, "y": []},
+    {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA"},
+    {"kty": "OKP", "crv": "Ed25519", "x": {}},
+    {"kty": "RSA", "alg": ["RS256"], "use": {}, "kid": {}},
+    {"kid": "k" * 100_000, "kty": "RSA", "n": "A"},
+]
+"""Members of a key set that are no keys."""
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -366,3 +486,32 @@ async def test_what_comes_over_a_socket_is_a_key_set_or_nothing(wrong: str, monk
         url = server.url if wrong != "nobody" else "http://127.0.0.1:1/"
         with pytest.raises(VerifierUnavailableError):
             await RemoteKeys(url, ALGORITHMS).find("first", "ES256")
+
+
+# Hostile key sets
+
+
+@pytest.mark.parametrize("what", KEY_SETS)
+async def test_a_key_set_that_is_none_leaves_tokens_open(what: str) -> None:
+    async def fetch() -> str:
+        return KEY_SETS[what]
+
+    with pytest.raises(ValueError, match=r"."):
+        Keys(KEY_SETS[what], ALGORITHMS)
+    with pytest.raises(VerifierUnavailableError):
+        await RemoteKeys("https://login.example.org", ALGORITHMS, fetch).find("first", "RS256")
+
+
+async def test_a_failure_nobody_foresaw_leaves_tokens_open() -> None:
+    async def fetch() -> str:
+        raise RecursionError
+
+    with pytest.raises(VerifierUnavailableError):
+        await RemoteKeys("https://login.example.org", ALGORITHMS, fetch).find("first", "RS256")
+
+
+def test_odd_members_of_a_key_set_do_not_hide_the_good_ones() -> None:
+    with capture_logs() as logs:
+        keys = Keys(listed([*ODD_KEYS, *json.loads(RSA.key_set())["keys"]]), ALGORITHMS)
+    assert keys.find("first", "RS256") is not None
+    assert max(len(str(line)) for line in logs) < 600

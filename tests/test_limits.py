@@ -16,7 +16,7 @@ from mcp_types import ElicitResult
 from structlog.testing import capture_logs
 
 from harness import mcp
-from harness.asgi import Answer, AsgiClient, Exchange
+from harness.asgi import Answer, App, AsgiClient, Exchange, Message, Receive, Send
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
 from harness.properties import examples
@@ -24,7 +24,7 @@ from mcp_hybrid import HybridApp, Settings
 from mcp_hybrid.errors import Cause
 from mcp_hybrid.routing.gates import HEADER_COST
 from mcp_hybrid.routing.message import parse_body
-from mcp_hybrid.settings import LimitSettings, load
+from mcp_hybrid.settings import LimitSettings, SessionSettings, load
 
 QUICK = examples(40)
 HEAD = 32 * 2**10
@@ -143,7 +143,7 @@ async def test_many_shallow_values_are_not_deep() -> None:
 
 
 @pytest.mark.parametrize("kind", ["[", '{"a":'])
-@pytest.mark.parametrize("depth", [150, 250, 100_000])
+@pytest.mark.parametrize("depth", [150, 250, 90_000])
 def test_what_the_parser_itself_gives_up_on_is_told_as_too_deep(kind: str, depth: int) -> None:
     closing = "]" if kind == "[" else "}"
     whole = f'{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"x":{kind * depth}1{closing * depth}}}}}'
@@ -203,6 +203,44 @@ async def test_json_in_a_string_that_the_sdk_parses_by_itself_is_an_error_of_tha
     async with running(server=server) as setup:
         answer = await post(setup, mcp.tool("total", {"values": "[" * 200_000}))
         assert (answer.status, answer.json()["result"]["isError"]) == (200, True)
+
+
+# How much there is to read
+
+
+@pytest.mark.parametrize(
+    ("inner", "good"),
+    [
+        pytest.param("[" + "[]," * 99_996 + "[]]", True, id="as many arrays as may be"),
+        pytest.param("[" + "[]," * 100_000 + "[]]", False, id="more arrays"),
+        pytest.param("[" + "{}," * 100_000 + "{}]", False, id="more objects"),
+        pytest.param("[" + ("[" * 50 + "]" * 50 + ",") * 2001 + "1]", False, id="more, nested"),
+        pytest.param('"' + "[{" * 200_000 + '"', True, id="brackets in a string"),
+        pytest.param('"' + '\\"[' * 200_000 + '"', True, id="brackets behind quotes in a string"),
+        pytest.param("[" + '"\\\\",[],' * 100_001 + "1]", False, id="arrays behind backslashes"),
+        pytest.param("[" + "1," * 500_000 + "1]", True, id="many numbers"),
+    ],
+)
+def test_arrays_and_objects_are_bounded_in_number(inner: str, good: bool) -> None:
+    body = f'{{"jsonrpc":"2.0","id":1,"method":"ping","params":{{"x":{inner}}}}}'.encode()
+    assert (getattr(parse_body(body, 64), "cause", None) is Cause.BODY_TOO_LARGE) is not good
+
+
+async def test_bodies_that_are_much_work_use_up_the_rate(autojump_clock: object) -> None:
+    heavy = mcp.request("ping", {"x": [[]] * 90_000})
+    async with running(users=True, limits={"rate_per_owner": "100/s"}) as setup:
+        assert (await post(setup, heavy, user("alice"))).status == 200
+        refused(await post(setup, heavy, user("alice")), Cause.RATE_EXCEEDED, "1")
+        assert (await post(setup, heavy, user("bob"))).status == 200
+        assert await ping(setup, user("alice")) == 200, "small ones still pass"
+        await anyio.sleep(1)
+        assert (await post(setup, heavy, user("alice"))).status == 200
+
+
+@pytest.mark.parametrize("rate", ["1/s", "1/h", "2/m", "3/h"])
+async def test_a_body_that_is_much_work_is_read_at_any_rate(rate: str, autojump_clock: object) -> None:
+    async with running(limits={"rate_per_owner": rate}) as setup:
+        assert (await post(setup, mcp.request("ping", {"x": [1] * 100_000}))).status == 200
 
 
 # The time for a body
@@ -587,7 +625,7 @@ def test_the_documentation_names_each_limit_with_its_default_and_each_cause() ->
     written = dict(re.findall(r"^\| `limits\.(\w+)` \| ([^|]+) \|", text, re.MULTILINE))
     assert set(written) == set(LimitSettings.model_fields)
     for name, default in written.items():
-        given = "" if default == "off" and name == "rate_per_owner" else 0 if default == "off" else default
+        given = 0 if default == "off" else default.strip('"`')
         plain = given.replace(" ", "") if isinstance(given, str) else given
         read = load({f"limits.{name}": plain}, environ={}).settings.limits
         assert getattr(read, name) == getattr(LimitSettings(), name), name
@@ -608,9 +646,134 @@ def test_the_start_that_is_proposed_is_accepted(tmp_path: Path) -> None:
 # All off
 
 
+OFF: dict[str, Any] = dict.fromkeys(
+    ("requests", "requests_per_owner", "streams_per_owner", "bodies", "bodies_per_owner"), 0
+)
+
+
 def test_with_nothing_limited_nothing_is_kept() -> None:
-    app = HybridApp(MCPServer("plain"), Settings())
+    app = HybridApp(MCPServer("plain"), Settings(limits={**OFF, "rate_per_owner": ""}))
     assert app._door is None
+
+
+# What is on by default
+
+
+def test_one_caller_leaves_most_of_each_limit_to_the_others() -> None:
+    limits, sessions = LimitSettings(), SessionSettings()
+    assert 0 < limits.requests_per_owner <= limits.requests / 4
+    assert 0 < limits.bodies_per_owner <= limits.bodies / 4
+    assert 0 < limits.requests_per_owner + limits.streams_per_owner <= sessions.max_live / 10
+    assert 0 < sessions.max_live_per_owner <= sessions.max_live / 10
+    assert limits.bodies_per_owner >= limits.body
+    assert limits.rate_per_owner
+
+
+async def test_one_busy_client_on_64_connections_is_not_refused(autojump_clock: object) -> None:
+    async with running() as setup, AsyncExitStack() as stack:
+        calls = [await waiting(stack, setup) for _ in range(64)]
+        talks = [await Conversation.open(setup.client) for _ in range(64)]
+        for talk in talks:
+            await opened(stack, talk)
+        setup.example.release()
+        assert {(await call.answer()).status for call in calls} == {200}
+        assert {await ping(setup) for _ in range(500)} == {200}
+
+
+async def test_one_address_is_refused_where_another_is_served(autojump_clock: object) -> None:
+    async with running(limits={"requests_per_owner": 3, "streams_per_owner": 3}) as setup, AsyncExitStack() as stack:
+        hostile = Setup(AsgiClient(at_address(setup.app, "192.0.2.1"), lifespan=False), setup.app, setup.example)
+        await stack.enter_async_context(hostile.client)
+        message = mcp.modern(mcp.request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}))
+        for number in range(4):
+            listening = hostile.client.stream("POST", "/mcp", mcp.modern_headers(message), mcp.body(message))
+            exchange = await stack.enter_async_context(listening)
+            assert (await exchange.started())[0] == (200 if number < 3 else 429)
+        for _ in range(3):
+            await waiting(stack, hostile)
+        refused(await post(hostile, mcp.request("ping")), Cause.OWNER_BUSY, "1")
+        assert await ping(setup) == 200
+        talk = await Conversation.open(setup.client)
+        await opened(stack, talk)
+
+
+def at_address(app: App, address: str) -> App:
+    """Have the app's connections come from another address."""
+
+    async def served(scope: Message, receive: Receive, send: Send) -> None:
+        await app({**scope, "client": (address, 1)}, receive, send)
+
+    return served
+
+
+# The bytes of bodies
+
+MIB = 2**20
+BODIES = {"body": 4 * MIB, "bodies": 6 * MIB, "bodies_per_owner": 3 * MIB, "body_time": 30}
+
+
+async def stalled(stack: AsyncExitStack, setup: Setup, size: int, *extra: tuple[str, str]) -> Exchange:
+    """Send so many bytes of a body, and no more."""
+    sending = setup.client.stream("POST", "/mcp", mcp.headers(None, None, *extra), body=None)
+    exchange = await stack.enter_async_context(sending)
+    await exchange.feed(b" " * size, more=True)
+    for _ in range(5):
+        await anyio.lowlevel.checkpoint()
+    return exchange
+
+
+def held(setup: Setup) -> int:
+    """Give the bytes of bodies that the server holds by its own account."""
+    door = setup.app._door
+    assert door is not None
+    return door.admission._all.weight
+
+
+async def test_stalled_bodies_of_one_owner_are_bounded_in_bytes(autojump_clock: object) -> None:
+    async with running(users=True, limits=BODIES) as setup, AsyncExitStack() as stack:
+        first = await stalled(stack, setup, 2 * MIB, user("alice"))
+        over = await stalled(stack, setup, 2 * MIB, user("alice"))
+        await over.feed(b" ", more=False)
+        refused(await over.answer(), Cause.OWNER_BUSY, "1")
+        assert held(setup) == 2 * MIB
+        assert await ping(setup, user("alice")) == 200, "a small one still gets through"
+        await stalled(stack, setup, 3 * MIB, user("bob"))
+        other = await stalled(stack, setup, 2 * MIB, user("carol"))
+        await other.feed(b" ", more=False)
+        refused(await other.answer(), Cause.REQUESTS_BUSY, "1")
+        await first.disconnect()
+        await first.finished()
+        assert held(setup) == 3 * MIB
+    assert idle(setup)
+
+
+async def test_a_large_body_counts_until_it_is_answered(autojump_clock: object) -> None:
+    async with running(limits=BODIES) as setup, AsyncExitStack() as stack:
+        large = mcp.body(mcp.tool("wait", {"ignored": "x" * 2 * MIB}))
+        sending = setup.client.stream("POST", "/mcp", mcp.headers(), large)
+        call = await stack.enter_async_context(sending)
+        await setup.example.until_started("wait")
+        assert held(setup) == len(large)
+        refused(await post(setup, large), Cause.OWNER_BUSY, "1")
+        setup.example.release()
+        assert (await call.answer()).status == 200
+        await call.finished()
+        assert held(setup) == 0
+
+
+async def test_one_body_passes_though_it_is_larger_than_all_may_be() -> None:
+    async with running(limits={**BODIES, "bodies": 1, "bodies_per_owner": 1}) as setup:
+        answer = await post(setup, mcp.request("ping", {"x": "x" * 3 * MIB}))
+        assert answer.status == 200
+        assert held(setup) == 0
+
+
+async def test_a_body_that_stalls_for_too_long_gives_its_bytes_back(autojump_clock: object) -> None:
+    async with running(limits=BODIES) as setup, AsyncExitStack() as stack:
+        exchange = await stalled(stack, setup, 2 * MIB)
+        refused(await exchange.answer(), Cause.BODY_TOO_SLOW)
+        await exchange.finished()
+        assert held(setup) == 0
 
 
 async def test_a_server_that_is_not_running_still_says_so() -> None:

@@ -235,9 +235,29 @@ async def test_on_a_port_of_their_own_pages_are_served_there_and_nowhere_else() 
         ping = ("POST", "/mcp", mcp.headers(), mcp.body(mcp.request("ping")))
         assert (await client.request(*ping)).status == 200
         async with AsgiClient(at_port(app, OWN_PORT), lifespan=False) as own:
-            assert [(await own.request("GET", path, [BEARER, FOREIGN])).status for path in pages] == [200] * 4
+            assert [(await own.request("GET", path, [BEARER])).status for path in pages] == [200] * 4
             assert (await own.request("GET", "/admin/sessions")).status == 401
             assert (await own.request(*ping)).status == 404
+
+
+@pytest.mark.parametrize(
+    ("header", "status"),
+    [
+        (("host", "evil.example"), 421), (("host", "evil.example:9100"), 421), (("host", ""), 421),
+        (("host", "127.0.0.1.evil.example"), 421), (("host", "::1"), 421), (("host", "[10.1.2.3]"), 421),
+        (("host", "0x7f.1"), 421), (("host", "10.1.2.3:9100"), 200), (("host", "[2001:db8::1]:9100"), 200),
+        (("host", "localhost:9100"), 200), (("host", "metrics.example.org"), 200),
+        (("origin", "https://evil.example"), 403), (("origin", "null"), 403), (("origin", "http://10.1.2.3:9100"), 403),
+    ],
+)  # fmt: skip
+async def test_a_rebound_name_reads_nothing_on_the_own_port(header: tuple[str, str], status: int) -> None:
+    security = {"allowed_hosts": ["localhost", "127.0.0.1", "metrics.example.org"]}
+    app = HybridApp(Example().server, Settings(operator={"port": OWN_PORT, "admin_key": ADMIN}, security=security))
+    async with AsgiClient(app), AsgiClient(at_port(app, OWN_PORT), lifespan=False) as own:
+        for path in ("/metrics", "/admin/sessions"):
+            assert (await own.request("GET", path, [BEARER, header])).status == status
+        for path in ("/healthz", "/readyz"):
+            assert (await own.request("GET", path, [header])).status == 200
 
 
 @pytest.mark.process

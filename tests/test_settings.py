@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.masking import masked
 from mcp_hybrid.routing.modes import Mode, ProgressPolicy, UnknownSession
 from mcp_hybrid.settings import (
     FIELDS,
@@ -241,6 +244,235 @@ def test_a_password_in_an_address_that_is_refused_is_not_shown() -> None:
     assert "user:***@login.example.org" in message
 
 
+PASSWORDS = {
+    "redis://:hunter2@host:6379/0": "redis://:***@host:6379/0",
+    "redis://:p@ssw0rd@host": "redis://:***@host",
+    "redis://user:p@ss:w@rd@host/1": "redis://user:***@host/1",
+    "rediss://user:a:b@[::1]:6379": "rediss://user:***@[::1]:6379",
+    "redis://user@host": "redis://user@host",
+    "redis://host:6379/0?password=hunter2&db=1": "redis://host:6379/0?password=***&db=1",
+    "https://login.example.org/@tenant/jwks": "https://login.example.org/@tenant/jwks",
+    "https://login.example.org:8443/@tenant": "https://login.example.org:8443/@tenant",
+    "file:///x@y": "file:///x@y",
+    "a,https://u:p@a,https://v:q@b/c": "a,https://u:***@a,https://v:***@b/c",
+    # malformed, and shown in an error
+    "redis://:pa/ss@host": "redis://:***@host",
+    "redis://:12/34@host": "redis://:***@host",
+    "redis://user:12/34@host": "redis://user:***@host",
+    "redis://:p?ss@host": "redis://:***@host",
+    "redis://:p#s@s@host": "redis://:***@host",
+    "https://u:p/ss@host": "https://u:***@host",
+    "no URL": "no URL",
+}
+
+
+@pytest.mark.parametrize(("url", "shown"), PASSWORDS.items(), ids=PASSWORDS)
+def test_a_password_in_a_url_is_masked_whatever_is_in_it(url: str, shown: str) -> None:
+    assert masked(url) == shown
+
+
+@given(password=st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=5, max_size=20))
+def test_no_password_of_a_redis_is_shown(password: str) -> None:
+    secret = f"<{password}>"
+    url = f"redis://user:{secret}@host:6379/0"
+    assert secret not in masked(url)
+    try:
+        shown = to_display(load({"backplane": url}, environ={}).settings)["backplane"]
+    except ConfigurationError as error:
+        shown = str(error)
+    assert secret not in shown
+    assert password not in shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://:pa/ss@host", "redis://host:port/0", "redis://host:70000", "redis://:6379", "redis:host", "redis://",
+     "redis://host/zero", "redis://host/0/1", "redis://host/0#x", "redis://ho st", "http://host", "Memory!", ""],
+)  # fmt: skip
+def test_what_is_no_address_of_a_redis_is_refused(url: str) -> None:
+    message = refusal({"backplane": url})
+    assert "pa/ss" not in message
+    assert "write / as %2F" in message
+
+
+@pytest.mark.parametrize(
+    "url", ["memory", "redis://h", "redis://h:1/15", "rediss://u:p@[::1]:1/", "redis://:p%2Fx@h?health_check=1"]
+)
+def test_an_address_of_a_redis_is_taken_as_it_is_written(url: str) -> None:
+    assert load({"backplane": url}, environ={}).settings.backplane == url
+
+
+# Paths, hosts and origins
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("/mcp", "/mcp"),
+        ("mcp", "/mcp"),
+        ("/mcp/", "/mcp"),
+        ("//mcp", "/mcp"),
+        ("a//b///", "/a/b"),
+        ("/", "/"),
+        ("/a.b/..c", "/a.b/..c"),
+        ("/\u00e9", "/\u00e9"),
+    ],
+)
+def test_a_path_is_brought_into_the_form_of_requests(written: str, path: str) -> None:
+    assert load({"path": written}, environ={}).settings.path == path
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("", "blanks"),
+        (" ", "blanks"),
+        ("/a b", "blanks"),
+        (" /mcp", "blanks"),
+        ("/mcp\n", "blanks"),
+        ("/a\tb", "blanks"),
+        ("/a\x00", "blanks"),
+        ("/a\\b", "backslashes"),
+        ("/mcp?x=1", 'write "/mcp"'),
+        ("/mcp#x", 'write "/mcp"'),
+        ("http://h/mcp", "URL"),
+        ("/a/../mcp", "out of paths"),
+        ("/./mcp", "out of paths"),
+        ("/m%63p", "without %"),
+    ],
+)
+def test_a_path_that_no_request_has_is_refused(written: str, words: str) -> None:
+    message = refusal({"path": written})
+    assert message.startswith("path (command line): ")
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("mcp.example.org", "mcp.example.org"),
+        ("MCP.Example.ORG", "mcp.example.org"),
+        (" a.example ", "a.example"),
+        ("a.example:443", "a.example:443"),
+        ("a.example:0443", "a.example:443"),
+        ("a.example:*", "a.example"),
+        ("*.example.org", "*.example.org"),
+        ("*.Example.org:8443", "*.example.org:8443"),
+        ("*", "*"),
+        ("*:*", "*"),
+        ("*:8000", "*:8000"),
+        ("my_service", "my_service"),
+        ("127.0.0.1:8000", "127.0.0.1:8000"),
+        ("::1", "[::1]"),
+        ("[::1]", "[::1]"),
+        ("[::1]:8000", "[::1]:8000"),
+        ("[::1]:*", "[::1]"),
+        ("2001:DB8:0:0::1", "[2001:db8::1]"),
+        ("[0:0:0:0:0:0:0:1]", "[::1]"),
+        ("::ffff:127.0.0.1", "[::ffff:7f00:1]"),
+        ("xn--mnchen-3ya.de", "xn--mnchen-3ya.de"),
+    ],
+)
+def test_a_host_is_read_in_every_form(written: str, read: str) -> None:
+    assert load({"security.allowed_hosts": [written]}, environ={}).settings.security.allowed_hosts == [read]
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("https://mcp.example.org", 'no scheme; write "mcp.example.org"'),
+        ("http://a:80/x", 'write "a:80"'),
+        ("mcp.example.org/", 'no path; write "mcp.example.org"'),
+        ("a/mcp", 'write "a"'),
+        ("a?x", 'write "a"'),
+        ("u@a.example", 'write "a.example"'),
+        ('["a.example"]', "without quotes"),
+        ("'a.example'", "without quotes"),
+        ("a b", "blanks"),
+        ("a.example:", "1 to 65535"),
+        ("a.example:0", "1 to 65535"),
+        ("a.example:65536", "1 to 65535"),
+        ("a.example:" + "9" * 5000, "1 to 65535"),
+        ("a.example:http", "1 to 65535"),
+        ("a.example:\u0661", "1 to 65535"),
+        ("", "empty item"),
+        (" ", "empty item"),
+        (".example.org", 'write "*.example.org"'),
+        ("a.example.", 'write "a.example"'),
+        ("foo*.example.org", "for subdomains"),
+        ("*.*.org", "for subdomains"),
+        ("a.*", "for subdomains"),
+        ("m\u00fcnchen.de", 'write "xn--mnchen-3ya.de"'),
+        ("[127.0.0.1]", "brackets"),
+        ("[fe80::1%eth0]", "brackets"),
+        ("[::1", "[::1]:8000"),
+        ("::1]", "[::1]:8000"),
+        ("1:2:3", "[::1]:8000"),
+        ("a..b", "no host name"),
+        ("-a", "no host name"),
+        ("x" * 64, "no host name"),
+        (":8000", "no host name"),
+        ("a;b", "no host name"),
+    ],
+)
+def test_a_host_that_nothing_can_match_is_refused_with_what_to_write(written: str, words: str) -> None:
+    message = refusal({"security.allowed_hosts": ["localhost", written]})
+    assert message.startswith("security.allowed_hosts (command line): ")
+    assert words in message
+    assert "localhost" not in message.partition("; expected")[0]
+
+
+@pytest.mark.parametrize("written", ["", [], " "])
+def test_no_hosts_at_all_are_refused(written: object) -> None:
+    assert "expected host names such as" in refusal({"security.allowed_hosts": written})
+
+
+def test_an_item_that_is_empty_between_others_is_refused() -> None:
+    assert "empty item" in refusal(environ={"MCP_HYBRID_SECURITY__ALLOWED_HOSTS": "a.example,,b.example"})
+    assert "empty item" in refusal(environ={"MCP_HYBRID_CORS__ALLOWED_ORIGINS": ",https://a.example"})
+
+
+@pytest.mark.parametrize("key", ["security.allowed_origins", "cors.allowed_origins"])
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("https://App.Example.org/", "https://app.example.org"),
+        ("http://localhost:5173", "http://localhost:5173"),
+        ("http://[::1]:80", "http://[::1]:80"),
+        ("http://localhost:*", "http://localhost:*"),
+        ("null", "null"),
+        ("*", "*"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+    ],
+)
+def test_an_origin_is_read_in_every_form(key: str, written: str, read: str) -> None:
+    settings = load({key: [written]}, environ={}).settings
+    assert getattr(settings, key.partition(".")[0]).allowed_origins == [read]
+
+
+@pytest.mark.parametrize("key", ["security.allowed_origins", "cors.allowed_origins"])
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("example.org", 'write "https://example.org"'),
+        ("https://a.example/x", 'write "https://a.example"'),
+        ("https://a.example//", 'write "https://a.example"'),
+        ("https://*.example.org", "compared whole"),
+        ("https://*", "compared whole"),
+        ("", "empty item"),
+        ("https://", "empty item"),
+        ("https://u@a", "no user"),
+        ("https://a:99999", "1 to 65535"),
+        ("https://m\u00fcnchen.de", "xn--mnchen-3ya.de"),
+        ("://a", "a scheme"),
+    ],
+)
+def test_an_origin_that_nothing_can_match_is_refused(key: str, written: str, words: str) -> None:
+    message = refusal({key: [written]})
+    assert message.startswith(f"{key} (command line): ")
+    assert words in message
+
+
 # Session keys
 
 
@@ -283,7 +515,7 @@ def test_session_keys_show_in_no_representation() -> None:
             {"mode": "statless"},
             "mode (command line): 'statless' is not accepted; expected hybrid, stateless or stateful",
         ),
-        ({"path": "mcp"}, """path (command line): 'mcp' is not accepted; expected a path that starts with "/","""),
+        ({"path": "/m c"}, "path (command line): '/m c' is not accepted: a path has no blanks"),
         ({"server.port": "65536"}, "server.port (command line): '65536' is not accepted; expected a port"),
         ({"server.workers": 0}, "server.workers (command line): 0 is not accepted; expected a whole number from 1"),
         ({"server.workers": True}, "server.workers (command line): True is not accepted"),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from initialize_flood import memory
+from one_owner import ENVIRON
 from sessions import cpu
 
 START = 60.0
@@ -87,7 +88,7 @@ def running(program: Program, cores: Cores) -> Iterator[Server]:
     """Run a server until it is no longer needed, pinned to `cores`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(SETTINGS)}
     with tempfile.TemporaryFile() as log:
-        server = _started(program, {**inherited, **program.env}, cores, log)
+        server = _started(program, {**inherited, **ENVIRON, **program.env}, cores, log)
         try:
             yield server
         finally:

@@ -52,6 +52,7 @@ from mcp_hybrid.routing.message import Batch, Message, Request, parse_body
 from mcp_hybrid.routing.modes import Mode
 from mcp_hybrid.routing.table import Lookup, Policy, Standing, decide, era_of, needs_lookup
 from mcp_hybrid.security.bearer import acting_for, known_already
+from mcp_hybrid.security.contained import ContainedAuthenticator
 from mcp_hybrid.security.cors import Cors, Headers
 from mcp_hybrid.security.hosts import HostPolicy
 from mcp_hybrid.security.lapse import lapsed
@@ -140,15 +141,14 @@ class HybridApp:
             if authenticator is not None
             else authentication_for(server, self.settings, clock, token_verifier)
         )
-        self._authenticator = self.authentication.authenticator
+        inner = self.authentication.authenticator
+        self._authenticator = ContainedAuthenticator(inner) if inner is not None else None
         self._backplane = backplane or make_backplane(self.settings, clock)
         self._clock = clock
         self._policy = Policy(self.settings.mode, self.settings.unknown_session)
         self._cors = Cors(self.settings.cors.allowed_origins)
         security = self.settings.security
-        self._hosts = HostPolicy(
-            security.allowed_hosts, (*security.allowed_origins, *self.settings.cors.allowed_origins)
-        )
+        self._hosts = HostPolicy(security.allowed_hosts, security.allowed_origins, self.settings.cors.allowed_origins)
         bounds = self.settings.limits.bounds()
         self._door = Door(bounds, now) if bounds != Bounds() else None
         self._patience: Patience | None = None
@@ -451,10 +451,13 @@ class HybridApp:
         if patience is None:  # not running: it will be refused, once its id is known
             body = await read_body(visit.receive, limits.body)
         else:
-            body = await patience.read_body(visit.scope, visit.receive, visit.send, limits.body, visit.cors)
+            weigh = visit.place.weigh if visit.place is not None else None
+            body = await patience.read_body(visit.scope, visit.receive, visit.send, limits.body, visit.cors, weigh)
         if isinstance(body, Fault):
             return body
         visit.body_read = True
+        if visit.place is not None and (fault := visit.place.read(body)) is not None:
+            return fault
         message = parse_body(body, limits.depth)
         if isinstance(message, Fault):
             return message
@@ -515,7 +518,7 @@ class HybridApp:
             return False
         if scope.get("root_path") and path in ("", "/"):
             return True
-        return path in (self.settings.path, f"{self.settings.path}/")
+        return path in (self.settings.path, f"{self.settings.path.rstrip('/')}/")
 
 
 def make_backplane(settings: Settings, clock: Callable[[], float]) -> Backplane:

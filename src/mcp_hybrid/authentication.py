@@ -46,9 +46,15 @@ class Authentication:
 
     def beside(self, scope: Scope) -> Callable[[Scope, Receive, Send], Awaitable[Fault | None]] | None:
         """Return what serves a path that is not the endpoint's, if authentication has something there."""
-        if any(route.matches(scope)[0] is not Match.NONE for route in self.router.routes):
+        if self._routes(scope):
             return self.router
         return self._metadata if self.resource is not None and _path(scope) in self.resource.paths else None
+
+    def _routes(self, scope: Scope) -> bool:
+        try:
+            return any(route.matches(scope)[0] is not Match.NONE for route in self.router.routes)
+        except ValueError:  # a route with a number in its path, and a path with more digits than Python reads
+            return False
 
     async def _metadata(self, scope: Scope, receive: Receive, send: Send) -> Fault | None:  # noqa: ARG002 - as ASGI
         assert self.resource is not None

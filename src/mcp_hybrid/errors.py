@@ -43,6 +43,10 @@ class ConfigurationError(Exception):
     """A setting or target that cannot be used. Its text is one line for the operator: what is wrong, what to do."""
 
 
+class UnusableValueError(ValueError):
+    """A value of a setting that could never work. Its text is for the operator: what is wrong, and what to write."""
+
+
 class Cause(Enum):
     """Why a request was refused: `(label, HTTP status, JSON-RPC code)`. Metrics and logs use the label."""
 
@@ -129,5 +133,6 @@ __all__ = [
     "Cause",
     "ConfigurationError",
     "Fault",
+    "UnusableValueError",
     "error_body",
 ]

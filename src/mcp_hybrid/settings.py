@@ -14,7 +14,6 @@ How a single value is written and checked is in `values`.
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,7 +26,8 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
-from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.errors import ConfigurationError, UnusableValueError
+from mcp_hybrid.masking import masked
 from mcp_hybrid.routing.modes import Mode, ProgressPolicy, UnknownSession
 from mcp_hybrid.security.limits import Bounds
 from mcp_hybrid.values import (
@@ -56,6 +56,7 @@ from mcp_hybrid.values import (
     SecureUrls,
     SessionKeys,
     Size,
+    SizeOrNone,
     Target,
     UrlPath,
     decode_key,
@@ -127,8 +128,8 @@ class SessionSettings(_Section):
     """A session that did nothing for this long gives its memory back until its next request."""
     max_live: Count = 10_000
     """Sessions that may hold memory at a time; beyond it the longest idle ones give theirs back."""
-    max_live_per_owner: CountOrNone = 0
-    """The same for the sessions of one owner, so that nobody crowds out the others. 0: no limit."""
+    max_live_per_owner: CountOrNone = 1000
+    """The same for the sessions of one authenticated owner, so that nobody crowds out the others. 0: no limit."""
 
     def decoded_keys(self) -> list[bytes]:
         """Return the keys as bytes, 32 each, in order."""
@@ -151,14 +152,18 @@ class LimitSettings(_Section):
     connections: CountOrNone = 5000
     """Connections that may be open, as far as open files allow. Beyond it, idle ones of the address with the most give
     way to those of others, and further ones are closed at once. `serve` and Hypercorn only. 0: no limit."""
-    requests: CountOrNone = 0
+    requests: CountOrNone = 1000
     """Requests that may be answered at a time. 0: no limit."""
-    requests_per_owner: CountOrNone = 0
+    requests_per_owner: CountOrNone = 250
     """The same for one owner; where nobody is authenticated, for one client address. 0: no limit."""
-    streams_per_owner: CountOrNone = 0
+    streams_per_owner: CountOrNone = 250
     """Streams without an end of their own (GET, resumed, subscriptions/listen) that one owner may hold. 0: no limit."""
-    rate_per_owner: Rate = ""
+    rate_per_owner: Rate = "1000/s"
     """Requests of one owner in a time, such as "100/s": as many at once, then evenly. Empty: no limit."""
+    bodies: SizeOrNone = 64 * 2**20
+    """Bytes of large bodies that may be read and answered at a time. 0: no limit."""
+    bodies_per_owner: SizeOrNone = 16 * 2**20
+    """The same for one owner. 0: no limit."""
 
     tool_threads: Count = 40
     """Threads in which blocking (`def`) tools may run at a time. A call that gets none in time is told to try later."""
@@ -166,14 +171,21 @@ class LimitSettings(_Section):
     def bounds(self) -> Bounds:
         """Return the limits that are kept by counting requests."""
         rate = decode_rate(self.rate_per_owner)
-        return Bounds(self.requests, self.requests_per_owner, self.streams_per_owner, rate)
+        return Bounds(
+            self.requests,
+            self.requests_per_owner,
+            self.streams_per_owner,
+            rate,
+            self.bodies,
+            self.bodies_per_owner,
+        )
 
 
 class SecuritySettings(_Section):
     """Which Host and Origin headers are served, against DNS rebinding."""
 
     allowed_hosts: Hosts = ["127.0.0.1", "localhost", "[::1]"]
-    """Host headers that are served. Without a port: on any port. "*": every host."""
+    """Host headers that are served. Without a port: on any port. "*.example.org": subdomains. "*": every host."""
     allowed_origins: Origins = ["http://127.0.0.1", "http://localhost", "http://[::1]"]
     """Origin headers that are served; a request without one always is. Without a port: on any port."""
 
@@ -398,12 +410,14 @@ def _explain(error: ValidationError, given: Mapping[str, tuple[Any, str]]) -> st
     parts = [str(part) for part in first["loc"]]
     key = parts[0] if parts[0] in FIELDS else ".".join(parts[:2])
     value, origin = given[key]
+    reason = first.get("ctx", {}).get("error")
     if key in SECRETS:
         what = first["msg"].removeprefix("Value error, ")
     else:
         in_list = len(parts) > len(key.split("."))  # then the one item that is wrong says more than the whole list
-        shown = _PASSWORD.sub(r"\1***@", repr(first["input"] if in_list else value))
-        what = f"{shown:.80} is not accepted"
+        what = f"{masked(repr(first['input'] if in_list else value)):.80} is not accepted"
+        if isinstance(reason, UnusableValueError):
+            what += f": {masked(str(reason))}"
     return _one_line(f"{key} ({origin}): {what}; expected {_accepted(FIELDS[key])}")
 
 
@@ -434,13 +448,9 @@ def _rendered(value: object) -> str:
             return str(value)
 
 
-_PASSWORD: Final = re.compile(r"(//[^/@]*:)[^/@]*@")
-
-
 def to_display(settings: Settings) -> dict[str, str]:
     """Return each setting as text that may be shown to anyone: without session keys and passwords."""
-    shown = {key: _rendered(attrgetter(key)(settings)) for key in FIELDS}
+    shown = {key: masked(_rendered(attrgetter(key)(settings))) for key in FIELDS}
     shown["sessions.keys"] = str(len(settings.sessions.keys))
     shown["operator.admin_key"] = "set" if settings.operator.admin_key is not None else ""
-    shown["backplane"] = _PASSWORD.sub(r"\1***@", settings.backplane)
     return shown

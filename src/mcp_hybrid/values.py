@@ -17,6 +17,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
+from mcp_hybrid.errors import UnusableValueError
+from mcp_hybrid.security.patterns import read_host, read_origin
+
 KEY_BYTES: Final = 32
 ADMIN_KEY_LENGTH: Final = 24
 """Characters of the shortest key of the admin pages: too many to be found by trying."""
@@ -92,6 +95,14 @@ def _items(value: object) -> object:
     return value
 
 
+def _entries(value: object) -> object:
+    """Split as `_items` does, but keep what is empty, to be refused: a variable that was not set, most likely."""
+    if not isinstance(value, str):
+        return value
+    items = [item.strip() for item in value.split(",")]
+    return items if items[-1] else items[:-1]
+
+
 def _folded(value: object) -> object:
     return value.strip().lower() if isinstance(value, str) else value
 
@@ -149,6 +160,22 @@ def _matching(pattern: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _url_path(text: str) -> str:
+    """Return a path in the one form in which requests come: with a slash before it, none behind it, and none twice."""
+    if "://" in text:
+        raise UnusableValueError("this is a URL; write its path only")
+    if (found := re.search(r"[?#]", text)) is not None:
+        raise UnusableValueError(f'a path has no query; write "{text[: found.start()]}"')
+    if "%" in text:
+        raise UnusableValueError("write the path as it is, without %")  # paths are decoded before they are compared
+    if not text.strip() or re.search(r"[\x00-\x20\x7f\\]|\s", text):
+        raise UnusableValueError("a path has no blanks, backslashes or control characters")
+    segments = [segment for segment in text.split("/") if segment]
+    if {".", ".."} & set(segments):
+        raise UnusableValueError("clients take . and .. out of paths")
+    return f"/{'/'.join(segments)}"
+
+
 def _secure_url(text: str) -> str:
     """Check that nobody on the way can change what is fetched from a URL: https, or http on this machine."""
     parts = urlsplit(text)
@@ -157,6 +184,19 @@ def _secure_url(text: str) -> str:
         raise ValueError("not https")
     if parts.username is not None or parts.fragment or re.search(r"[\s,\"\\]", text):
         raise ValueError("not a plain URL")
+    return text
+
+
+def _backplane(text: str) -> str:
+    """Check an address as the Redis client is going to read it, which would otherwise fail with the password in it."""
+    if text == "memory":
+        return text
+    parts = urlsplit(text)
+    if parts.scheme not in {"redis", "rediss"} or not parts.hostname or re.search(r"[\s#]", text):
+        raise ValueError("not an address of a Redis")
+    _ = parts.port  # raises ValueError for what is none
+    if re.fullmatch(r"(/[0-9]{0,4})?", parts.path) is None:
+        raise ValueError("not a number of a database")
     return text
 
 
@@ -177,6 +217,9 @@ PositiveDuration = Annotated[Duration, Field(gt=0), Accepts('a duration above 0,
 Size = Annotated[
     int, BeforeValidator(_size), Field(gt=0), Accepts('a number of bytes above 0, such as 65536, "512KiB" or "4MiB"')
 ]
+SizeOrNone = Annotated[
+    int, BeforeValidator(_size), Accepts('a number of bytes such as 65536, "512KiB" or "4MiB", or 0 for no limit')
+]
 CountOrNone = Annotated[
     int, BeforeValidator(_number), Field(ge=0), Accepts("a whole number from 1 up, or 0 for no limit")
 ]
@@ -189,21 +232,25 @@ Port = Annotated[
     int, BeforeValidator(_number), Field(ge=0, le=65535), Accepts("a port from 1 to 65535, or 0 for any free one")
 ]
 Target = Annotated[str | None, BeforeValidator(_none_if_empty), Accepts('"module:attr", "file.py:attr" or "file.py"')]
-UrlPath = Annotated[str, _matching(r"/[^\s?#]*"), Accepts('a path that starts with "/", such as "/mcp"')]
+UrlPath = Annotated[str, AfterValidator(_url_path), Accepts('a path such as "/mcp"')]
 BackplaneUrl = Annotated[
     str,
-    _matching(r"memory|rediss?://\S+"),
-    Accepts('"memory", or where a Redis is: "redis://host:6379/0"'),
+    AfterValidator(_backplane),
+    Accepts(
+        '"memory", or where a Redis is: "redis://:password@host:6379/0" (in a password, write / as %2F, ? as %3F '
+        "and # as %23)"
+    ),
 ]
 Host = Annotated[str, _matching(r"[^\s/]+"), Accepts('an address or host name, such as "127.0.0.1"')]
 Hosts = Annotated[
-    list[Annotated[str, _matching(r"[^\s,/@]+")]],
-    BeforeValidator(_items),
-    Accepts('host names such as "example.org" or "example.org:8443", or "*" for any'),
+    list[Annotated[str, AfterValidator(read_host)]],
+    BeforeValidator(_entries),
+    Field(min_length=1),
+    Accepts('host names such as "example.org", "example.org:8443", "*.example.org" or "[::1]", or "*" for any'),
 ]
 Origins = Annotated[
-    list[Annotated[str, _matching(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^\s,/@]+/?")]],
-    BeforeValidator(_items),
+    list[Annotated[str, AfterValidator(read_origin)]],
+    BeforeValidator(_entries),
     Accepts('origins such as "https://example.org", without a path'),
 ]
 Flag = Annotated[bool, BeforeValidator(_folded), Accepts("true or false")]

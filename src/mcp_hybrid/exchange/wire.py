@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -12,6 +13,7 @@ from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.exchange.reply import Headers, Spawn
 from mcp_hybrid.exchange.timers import Delay
 from mcp_hybrid.routing.gates import body_too_large
+from mcp_hybrid.security.limits import LIGHT
 
 DRAIN_BYTES: Final = 16 * 1024 * 1024
 DRAIN_SECONDS: Final = 5.0
@@ -33,8 +35,12 @@ class BodyTooSlowError(Exception):
     """The body did not arrive in time. The client has been told, and its connection is closed."""
 
 
-async def read_body(receive: Receive, limit: int) -> bytes | Fault:
-    """Read a request's whole body, of at most `limit` bytes.
+Weigh = Callable[[int], Fault | None]
+"""Asks whether a request may hold so many bytes of its body, and returns the refusal if not."""
+
+
+async def read_body(receive: Receive, limit: int, weigh: Weigh | None = None) -> bytes | Fault:
+    """Read a request's whole body, of at most `limit` bytes; beyond `LIGHT` each piece is weighed as it comes.
 
     Raises:
         ClientGoneError: The client went away before it had sent it all.
@@ -49,6 +55,8 @@ async def read_body(receive: Receive, limit: int) -> bytes | Fault:
         size += len(chunk)
         if size > limit:
             return body_too_large(limit)
+        if size > LIGHT and weigh is not None and (fault := weigh(size)) is not None:
+            return fault
         chunks.append(chunk)
         if not event.get("more_body", False):
             return b"".join(chunks)
@@ -70,9 +78,9 @@ class Patience:
         self._refusal = Fault(Cause.BODY_TOO_SLOW, f"The body did not arrive within {seconds:g} seconds.")
 
     async def read_body(
-        self, scope: Scope, receive: Receive, send: Send, limit: int, headers: Headers
+        self, scope: Scope, receive: Receive, send: Send, limit: int, headers: Headers, weigh: Weigh | None = None
     ) -> bytes | Fault:
-        """Read a request's whole body, of at most `limit` bytes; `headers` are those of a refusal.
+        """Read a request's whole body, as the function of that name does; `headers` are those of a refusal.
 
         Raises:
             ClientGoneError: The client went away before it had sent it all.
@@ -87,7 +95,7 @@ class Patience:
 
         alarm = self._late.add(give_up)
         try:
-            body = await read_body(receive, limit)
+            body = await read_body(receive, limit, weigh)
         except ClientGoneError:
             if late:
                 raise BodyTooSlowError from None

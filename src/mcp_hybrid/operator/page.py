@@ -20,9 +20,9 @@ class Access(Enum):
     ANYBODY = auto()
     """It says nothing that is worth hiding, and probes come with any Host header and no credential."""
     AS_ENDPOINT = auto()
-    """Whoever passes the gates of the MCP endpoint: Host, Origin, authentication. Anybody, on a port of its own."""
+    """Who passes the gates of the MCP endpoint: Host, Origin, authentication. On a port of its own: Host and Origin."""
     WITH_KEY = auto()
-    """Whoever has the admin key, on the endpoint's own port behind its Host and Origin gates."""
+    """Who has the admin key, behind the Host and Origin gates."""
 
 
 @dataclass(frozen=True, slots=True)

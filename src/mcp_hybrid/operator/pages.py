@@ -87,7 +87,8 @@ class Pages:
         if page.access is Access.ANYBODY:
             return None
         own = self.own_port(asked.scope)
-        if not own and (fault := self._hosts.check(asked.head)) is not None:
+        # Prometheus comes by a pod's address. On the endpoint's port the settings say which addresses it has.
+        if (fault := self._hosts.check(asked.head, addresses=own)) is not None:
             return fault
         if page.access is Access.WITH_KEY:
             return None if self._has_key(asked) else _NO_KEY

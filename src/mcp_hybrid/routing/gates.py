@@ -11,7 +11,7 @@ from typing import Final
 
 from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.routing.head import Head
-from mcp_hybrid.routing.media import accepted, is_json
+from mcp_hybrid.routing.media import accepted, is_identity, is_json
 
 METHODS: Final = ("GET", "POST", "DELETE", "OPTIONS")
 
@@ -20,6 +20,8 @@ _DOTS: Final = frozenset({".", ".."})
 _SESSION_ID: Final = re.compile(r"[\x21-\x7E]+")
 """Visible ASCII, nothing else (basic/transports, "Session Management")."""
 
+_LONGEST_NUMBER: Final = 18
+"""Digits of a length that is looked at: 64 bits. Python itself refuses to read one of more than 4300."""
 
 HEADER_COST: Final = 32
 """Bytes that a header counts beside its name and value, so that many small ones are bounded too (RFC 9113, 6.5.2)."""
@@ -62,14 +64,25 @@ def check_head(head: Head) -> Fault | None:
 
 def check_post(head: Head, body_limit: int) -> Fault | None:
     """Return the refusal of a POST by its headers alone. `body_limit` is in bytes."""
-    if head.content_length is not None and head.content_length.isdecimal() and int(head.content_length) > body_limit:
+    if head.content_length is not None and _exceeds(head.content_length, body_limit):
         return body_too_large(body_limit)
+    if head.content_encoding is not None and not is_identity(head.content_encoding):
+        accept = ((b"accept-encoding", b"identity"),)  # RFC 9110, 15.5.16: tells this 415 from one of the media type
+        return Fault(Cause.UNSUPPORTED_MEDIA_TYPE, "Send the message without Content-Encoding.", headers=accept)
     if not is_json(head.content_type):
         return Fault(Cause.UNSUPPORTED_MEDIA_TYPE, "Send the message with Content-Type: application/json.")
     if accepted(head.accept) is None:
         wanted = "Accept must admit application/json or text/event-stream (best both)."
         return Fault(Cause.NOT_ACCEPTABLE, wanted)
     return None
+
+
+def _exceeds(digits: str, limit: int) -> bool:
+    """Whether a number of any length is above `limit`. What is no number is for the HTTP server to refuse."""
+    if not (digits.isascii() and digits.isdecimal()):
+        return False
+    digits = digits.lstrip("0")
+    return len(digits) > _LONGEST_NUMBER or int(digits or "0") > limit
 
 
 def body_too_large(body_limit: int) -> Fault:

@@ -17,14 +17,17 @@ ROUTING_HEADERS: Final = frozenset({SESSION_ID, PROTOCOL_VERSION, MCP_METHOD, MC
 _ONCE: Final = ROUTING_HEADERS | {b"host", b"origin"}
 """Headers that must not come twice; of two hosts or origins the gate would have judged the first only."""
 
-_LISTS: Final = frozenset({b"accept"})
+_LISTS: Final = frozenset({b"accept", b"content-encoding"})
 """Headers that RFC 9110, section 5.3, lets a client spread over several lines."""
+
+_NONE_IF_EMPTY: Final = ("session_id", "last_event_id")
 
 _FIELDS: Final = {
     b"host": "host",
     b"origin": "origin",
     b"accept": "accept",
     b"content-type": "content_type",
+    b"content-encoding": "content_encoding",
     b"content-length": "content_length",
     LAST_EVENT_ID: "last_event_id",
     SESSION_ID: "session_id",
@@ -43,6 +46,7 @@ class Head(NamedTuple):
     origin: str | None = None
     accept: str | None = None
     content_type: str | None = None
+    content_encoding: str | None = None
     content_length: str | None = None
     last_event_id: str | None = None
     session_id: str | None = None
@@ -54,7 +58,11 @@ class Head(NamedTuple):
 
 
 def read_head(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Head:
-    """Read the headers that routing needs from raw `(lower-case name, value)` pairs."""
+    """Read the headers that routing needs from raw `(lower-case name, value)` pairs.
+
+    An empty session id or event id is none: clients send one that have nothing to say (HTML, "Server-sent events", does
+    so for the event id). Sent twice, an id is a duplicate even if one of them is empty.
+    """
     found: dict[str, str] = {}
     for name, value in headers:
         field = _FIELDS.get(name)
@@ -67,4 +75,7 @@ def read_head(method: str, headers: Iterable[tuple[bytes, bytes]]) -> Head:
             found["duplicate"] = name.decode("ascii")
         elif name in _LISTS:
             found[field] = f"{found[field]}, {text}"
+    for field in _NONE_IF_EMPTY:
+        if field in found and not found[field].strip():
+            del found[field]
     return Head(method, **found)

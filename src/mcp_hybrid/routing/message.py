@@ -7,16 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 from mcp_types import PROTOCOL_VERSION_META_KEY, ProgressToken, RequestId
 from pydantic_core import from_json
 
 from mcp_hybrid.errors import Cause, Fault
-from mcp_hybrid.routing.depth import is_deeper
+from mcp_hybrid.routing.depth import MOST_CONTAINERS, PLAIN, has_too_many, is_deeper
 
 BATCH_LIMIT: Final = 100
 """Messages in one batch. A 4 MiB body holds a hundred thousand pings; nobody needs them answered at once."""
+
+LONGEST_ID: Final = 1024
+"""Characters of the longest request id or progress token. Both come back with every message about the request, and are
+kept with each; the longest ones that clients make are UUIDs."""
+
+_LARGEST_ID: Final = 2**64
+"""Integers that are ids are below that, as what reads them in other languages has no more bits."""
+
+LONGEST_METHOD: Final = 256
+"""Characters of the longest method."""
+
+_BOM: Final = b"\xef\xbb\xbf"
+"""Some clients write it before their JSON. RFC 8259, section 8.1, lets a parser ignore it."""
 
 _PARSER_GAVE_UP: Final = "recursion limit"
 """What the parser's error says of a body that is deeper than it can read: some 200 levels."""
@@ -92,8 +105,10 @@ def parse_body(body: bytes, depth: int) -> Message | Batch | Fault:
 
     Never raises; a refusal says what was wrong and echoes the request's id where it could.
     """
+    if len(body) > PLAIN and has_too_many(body):
+        return Fault(Cause.BODY_TOO_LARGE, f"The body has more than {MOST_CONTAINERS} arrays and objects.")
     try:
-        decoded = from_json(body, allow_inf_nan=False)
+        decoded = from_json(body.removeprefix(_BOM), allow_inf_nan=False)
     except ValueError as error:
         if _PARSER_GAVE_UP in str(error):
             return _too_deep(depth)
@@ -142,7 +157,7 @@ def _message(decoded: Any) -> Message | Fault:
     if not isinstance(decoded, dict):
         return Fault(Cause.NOT_A_MESSAGE, "A JSON-RPC message is a JSON object.")
     id_ = decoded.get("id")
-    known_id = id_ if _is_request_id(id_) else None
+    known_id = id_ if is_request_id(id_) else None
     if decoded.get("jsonrpc") != "2.0":
         return Fault(Cause.NOT_A_MESSAGE, 'A JSON-RPC message has "jsonrpc": "2.0".', known_id)
     return _call(decoded, known_id) if "method" in decoded else _response(decoded, known_id)
@@ -150,8 +165,9 @@ def _message(decoded: Any) -> Message | Fault:
 
 def _call(decoded: dict[str, Any], id_: RequestId | None) -> Request | Notification | Fault:
     method, params = decoded["method"], decoded.get("params")
-    if not isinstance(method, str):
-        return Fault(Cause.NOT_A_MESSAGE, '"method" must be a string.', id_)
+    if not isinstance(method, str) or len(method) > LONGEST_METHOD:
+        words = f'"method" must be a string of at most {LONGEST_METHOD} characters.'
+        return Fault(Cause.NOT_A_MESSAGE, words, id_)
     if params is not None and not isinstance(params, dict):
         return Fault(Cause.NOT_A_MESSAGE, '"params" must be an object.', id_)
     if (fault := _too_long(method, params, id_)) is not None:
@@ -160,8 +176,11 @@ def _call(decoded: dict[str, Any], id_: RequestId | None) -> Request | Notificat
         return Notification(method, params)
     if id_ is None:
         # Taking a malformed id for "no id" would answer 202 to a request that is owed an error.
-        return Fault(Cause.NOT_A_MESSAGE, '"id" must be a string or an integer.')
-    return Request(id_, method, params, decoded)
+        return Fault(Cause.NOT_A_MESSAGE, f'"id" must be {_ID_WORDS}.')
+    request = Request(id_, method, params, decoded)
+    if (token := request.progress_token) is not None and not is_request_id(token):
+        return Fault(Cause.NOT_A_MESSAGE, f'"progressToken" must be {_ID_WORDS}.', id_)
+    return request
 
 
 def _too_long(method: str, params: dict[str, Any] | None, id_: RequestId | None) -> Fault | None:
@@ -192,5 +211,11 @@ def _response(decoded: dict[str, Any], id_: RequestId | None) -> Response | Faul
     return Fault(Cause.NOT_A_MESSAGE, 'A JSON-RPC message has a "method", or it is a response.')
 
 
-def _is_request_id(value: object) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+_ID_WORDS: Final = f"a string of at most {LONGEST_ID} characters or an integer of 64 bits"
+
+
+def is_request_id(value: object) -> TypeGuard[RequestId]:
+    """Whether a value can be a request's id: text, or an integer, of bounded size."""
+    if isinstance(value, str):
+        return len(value) <= LONGEST_ID
+    return isinstance(value, int) and not isinstance(value, bool) and -_LARGEST_ID < value < _LARGEST_ID

@@ -50,7 +50,7 @@ class BearerAuthenticator:
         if not sent or sent[0][:7].lower() != b"bearer ":
             return self._unauthorized(scope, "This server needs a credential: send Authorization: Bearer <token>.")
         try:
-            found = await self._ask(scope) if len(sent[0]) <= TOKEN_LIMIT else None
+            found = await self._ask(_with_one_space(scope, sent[0])) if len(sent[0]) <= TOKEN_LIMIT else None
         except VerifierUnavailableError as error:
             log.warning("a token could not be verified", reason=str(error))
             retry = (b"retry-after", b"%d" % max(1, round(error.retry_after)))
@@ -58,7 +58,7 @@ class BearerAuthenticator:
                          headers=(retry,))  # fmt: skip
         if found is None:
             return self._unauthorized(scope, _INVALID, "invalid_token")
-        credentials, user = found
+        credentials, user, caller = found
         missing = [name for name in self._scopes if name not in credentials.scopes]
         if missing:
             words = f"The token lacks the scope {', '.join(missing)}."
@@ -66,16 +66,19 @@ class BearerAuthenticator:
                 Cause.INSUFFICIENT_SCOPE, words, headers=(self._resource.challenge(scope, "insufficient_scope", words),)
             )
         scope["auth"], scope["user"] = credentials, user  # where handlers look that were written for Starlette
-        return caller_of(user)
+        return caller
 
-    async def _ask(self, scope: Scope) -> tuple[AuthCredentials, AuthenticatedUser] | None:
-        """Ask one verifier after another. One that cannot tell does not keep the others from accepting."""
+    async def _ask(self, scope: Scope) -> tuple[AuthCredentials, AuthenticatedUser, Caller] | None:
+        """Ask one verifier after another. One that cannot tell does not keep the others from accepting.
+
+        A principal that is no text is no principal: neither an id nor a log line could hold it.
+        """
         connection, unavailable = HTTPConnection(scope), None
         for backend in self._backends:
             try:
                 found: tuple[AuthCredentials, AuthenticatedUser] | None = await backend.authenticate(connection)
-                if found is not None:
-                    return found
+                if found is not None and (caller := caller_of(found[1])).owner.is_text:
+                    return *found, caller
             except VerifierUnavailableError as error:
                 unavailable = error
         if unavailable is not None:
@@ -84,6 +87,18 @@ class BearerAuthenticator:
 
     def _unauthorized(self, scope: Scope, words: str, error: str | None = None) -> Fault:
         return Fault(Cause.UNAUTHORIZED, words, headers=(self._resource.challenge(scope, error, words),))
+
+
+def _with_one_space(scope: Scope, sent: bytes) -> Scope:
+    """Return a scope whose credential has one space before the token (RFC 9110, 11.4, allows more; the SDK does not).
+
+    Nothing else stands between scheme and token: a tab is no space.
+    """
+    credential = sent[:7] + sent[7:].strip(b" ")
+    if credential == sent:
+        return scope
+    others = [header for header in scope["headers"] if header[0] != b"authorization"]
+    return {**scope, "headers": [*others, (b"authorization", credential)]}
 
 
 def caller_of(user: AuthenticatedUser) -> Caller:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from mcp_hybrid.security.patterns import OriginTable
+
 EXPOSED: Final = b"mcp-session-id, mcp-hybrid-route, www-authenticate, retry-after"
 """Answer headers that a page may read. Without the first, no browser client can hold a session (python-sdk #1135)."""
 
@@ -25,13 +27,13 @@ class Cors:
     """Which origins' pages may read the answers."""
 
     def __init__(self, origins: Iterable[str]) -> None:
-        self._origins = frozenset(origin.strip().rstrip("/") for origin in origins)
+        self._origins = OriginTable(exact=origins)
 
     def headers(self, origin: str | None) -> Headers:
         """Return what every answer to a page of `origin` carries, refusals too."""
         if not self._origins:
             return ()
-        if origin is None or not ("*" in self._origins or origin in self._origins):
+        if origin is None or origin not in self._origins:
             return (_VARY,)
         allowed = (b"access-control-allow-origin", origin.encode("latin-1"))
         return (allowed, (b"access-control-expose-headers", EXPOSED), _VARY)

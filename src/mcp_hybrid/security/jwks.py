@@ -5,7 +5,6 @@ The fetching is done here since PyJWT's own client blocks the whole server while
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any, Final, Protocol
 import anyio
 import httpx2
 import structlog
-from jwt import PyJWK, PyJWTError
+from jwt import PyJWK
+from pydantic_core import from_json
 
 from mcp_hybrid.security.unavailable import VerifierUnavailableError
 from mcp_hybrid.security.watched import WatchedFile
@@ -68,7 +68,7 @@ class Keys:
         Raises:
             ValueError: It is no key set.
         """
-        data = json.loads(text)
+        data = from_json(text, allow_inf_nan=False)  # the standard library's would overflow the stack on deep nesting
         listed = data.get("keys") if isinstance(data, dict) else None
         if not isinstance(listed, list):
             raise ValueError('a key set has a list "keys"')  # noqa: TRY004 - the one kind of error this function has
@@ -80,15 +80,15 @@ class Keys:
 
     def _add(self, raw: dict[str, Any], algorithm: str) -> None:
         kind, curves = KEY_TYPES[algorithm]
-        fits = raw.get("kty") == kind and (kind == "RSA" or raw.get("crv") in curves)
+        curve, kid = raw.get("crv"), raw.get("kid")
+        fits = raw.get("kty") == kind and (kind == "RSA" or (isinstance(curve, str) and curve in curves))
         if not fits or raw.get("alg", algorithm) != algorithm or raw.get("use", "sig") != "sig":
             return
         try:
             key = PyJWK(raw, algorithm)
-        except (PyJWTError, ValueError, TypeError) as error:
-            log.warning("a key of the key set cannot be used", kid=raw.get("kid"), error=str(error)[:200])
+        except Exception as error:  # noqa: BLE001 - a key's members are anything; what reads them says no in many ways
+            log.warning("a key of the key set cannot be used", kid=str(kid)[:80], error=_words(error))
             return
-        kid = raw.get("kid")
         self._keys.setdefault((kid if isinstance(kid, str) else None, algorithm), []).append(key)
 
     def find(self, kid: str | None, algorithm: str) -> PyJWK | None:
@@ -168,6 +168,10 @@ class RemoteKeys:
             except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
                 self._failing = True
                 log.warning("the issuer's keys could not be fetched", url=self._url, error=_words(error))
+            except Exception:
+                # Not foreseen, and so logged whole; a token that cannot be verified for it is 503 all the same.
+                self._failing = True
+                log.exception("the issuer's keys could not be fetched", url=self._url)
             else:
                 self._keys, self._fetched, self._failing = keys, anyio.current_time(), False
             self._tries += 1

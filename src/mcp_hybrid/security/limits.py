@@ -6,6 +6,8 @@ given back when it leaves, however it ends. A refused request takes nothing.
     arrive   the rate, and a place among those whose body is being read
     start    that place for one among those that are answered: a request, or each of a batch
     stream   that place for one among the streams that have no end of their own
+    weigh    the bytes of its body, if it is large: from their arrival until it leaves
+    work     more of the rate, if its body is much work to read
     pass_by  that place for nothing: answers, notifications and the end of a session are what a running call may be
              waiting for, so that a caller at its limit can always go on to the end
 
@@ -18,15 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv6Network, ip_address
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from mcp_types import RequestId
 
 from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.security.owner import ANONYMOUS, Owner
-
-if TYPE_CHECKING:
-    from mcp_hybrid.security.rates import Rates
+from mcp_hybrid.security.rates import Rates
 
 Caller: TypeAlias = Owner | str
 
@@ -36,8 +36,12 @@ STREAM_RETRY: Final = 10
 """The same for a stream, which ends when its client goes."""
 READING_AT_LEAST: Final = 16
 """Bodies that may be read at a time, however few requests may run: an answer must not miss its turn."""
+LIGHT: Final = 64 * 1024
+"""Bytes of a body that is not weighed: as many of those as requests may run are no burden."""
 _SHARED_PREFIX: Final = 64
 """Bits of an IPv6 address that stand for one customer; it chooses the others as it likes."""
+_LONGEST_ADDRESS: Final = 128
+"""Characters by which callers without an IP address are told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,9 @@ class Bounds:
     streams_per_owner: int = 0
     rate_per_owner: tuple[int, int] | None = None
     """So many requests in so many seconds."""
+    bodies: int = 0
+    bodies_per_owner: int = 0
+    """Bytes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -59,19 +66,23 @@ class Ticket:
     reading: int = 0
     running: int = 0
     stream: object = None
+    weight: int = 0
+    """Bytes of its body, if it is large."""
+    held: _Held | None = None
+    """The books of its caller, while it is in."""
 
 
 @dataclass(slots=True)
 class _Held:
     """What the requests of one caller, or of all, hold now."""
 
+    inside: int = 0
+    """Requests that have these books. They are kept while there is one."""
     reading: int = 0
     running: int = 0
+    weight: int = 0
     streams: dict[object, int] = field(default_factory=dict)
     """How many requests hold each stream: for a moment two, where one replaces the other."""
-
-    def __bool__(self) -> bool:
-        return bool(self.reading or self.running or self.streams)
 
 
 class Admission:
@@ -82,12 +93,12 @@ class Admission:
         self._bounds = bounds
         self._held: dict[Caller, _Held] = {}
         self._all = _Held()
-        self._rates = _make_rates(*bounds.rate_per_owner, clock) if bounds.rate_per_owner is not None else None
+        self._rates = Rates(*bounds.rate_per_owner, clock) if bounds.rate_per_owner is not None else None
 
     @property
     def idle(self) -> bool:
         """Whether nobody holds anything."""
-        return not (self._held or self._all)
+        return not self._held
 
     @staticmethod
     def ticket(owner: Owner, client: tuple[str, int] | None) -> Ticket:
@@ -109,24 +120,28 @@ class Admission:
             cause = self._over(held.running, self._all.running, 1)
         if cause is not None:
             return _busy(cause, None)
-        self._book(ticket, reading=1)
+        self._enter(ticket).reading += 1
+        self._all.reading += 1
+        ticket.reading = 1
         return None
 
     def pass_by(self, ticket: Ticket) -> None:
         """Let go on what takes no place among the requests."""
-        self._book(ticket)
+        self._release(ticket)
 
     def start(self, ticket: Ticket, calls: int, request_id: RequestId | None) -> Fault | None:
         """Let a request be answered, or a batch of so many, or return the refusal."""
-        self._book(ticket)
-        held = self._held.get(ticket.caller, _NOTHING)
+        self._release(ticket)
+        held = self._enter(ticket)
         cause = self._over(held.running, self._all.running, calls)
         if cause is not None:
             possible = self._over(0, 0, calls) is None
             return _busy(cause, request_id) if possible else Fault(cause, _NEVER, request_id)
         if calls > 1 and (fault := self._charge(ticket, calls - 1, request_id)) is not None:
             return fault
-        self._book(ticket, running=calls)
+        held.running += calls
+        self._all.running += calls
+        ticket.running = calls
         return None
 
     def stream(self, ticket: Ticket, key: object, request_id: RequestId | None) -> Fault | None:
@@ -134,20 +149,85 @@ class Admission:
 
         Raises nothing.
         """
-        self._book(ticket)
+        self._release(ticket)
         limit = self._bounds.streams_per_owner
         if not limit:
             return None
-        streams = self._held.get(ticket.caller, _NOTHING).streams
+        streams = self._enter(ticket).streams
         if key not in streams and len(streams) >= limit:
             words = f"You have {limit} streams open, which is as many as one caller may have. Close one first."
             return Fault(Cause.TOO_MANY_STREAMS, words, request_id, headers=_retry_after(STREAM_RETRY))
-        self._book(ticket, stream=key if key is not None else ticket)
+        ticket.stream = key if key is not None else ticket
+        streams[ticket.stream] = streams.get(ticket.stream, 0) + 1
         return None
+
+    def weigh(self, ticket: Ticket, size: int) -> Fault | None:
+        """Let a request hold so many bytes of its body, or return the refusal. It keeps what it holds until it leaves.
+
+        One body passes whatever its size, if there is no other: how large one may be has a limit of its own.
+        """
+        held = self._enter(ticket)
+        for limit, weight, cause in (
+            (self._bounds.bodies_per_owner, held.weight, Cause.OWNER_BUSY),
+            (self._bounds.bodies, self._all.weight, Cause.REQUESTS_BUSY),
+        ):
+            others = weight - ticket.weight
+            if limit and others and others + size > limit:
+                return Fault(cause, _HEAVY[cause], headers=_retry_after(REQUEST_RETRY))
+        held.weight += size - ticket.weight
+        self._all.weight += size - ticket.weight
+        ticket.weight = size
+        return None
+
+    def work(self, ticket: Ticket, count: int) -> Fault | None:
+        """Charge the rate with a body that is as much work to read as so many requests, or return the refusal.
+
+        At most half of what goes at once is charged: whatever the rate, a caller that has waited gets its body read.
+        """
+        if self._bounds.rate_per_owner is None:
+            return None
+        return self._charge(ticket, min(count, self._bounds.rate_per_owner[0] // 2), None)
 
     def leave(self, ticket: Ticket) -> None:
         """Take back all that a request has taken."""
-        self._book(ticket)
+        held = ticket.held
+        if held is None:
+            return
+        self._release(ticket)
+        held.weight -= ticket.weight
+        self._all.weight -= ticket.weight
+        ticket.weight, ticket.held = 0, None
+        held.inside -= 1
+        if not held.inside:
+            del self._held[ticket.caller]
+
+    def _enter(self, ticket: Ticket) -> _Held:
+        """Return the books of a request's caller. They are its own until it leaves."""
+        held = ticket.held
+        if held is None:
+            held = self._held.get(ticket.caller)
+            if held is None:
+                held = self._held[ticket.caller] = _Held()
+            held.inside += 1
+            ticket.held = held
+        return held
+
+    def _release(self, ticket: Ticket) -> None:
+        """Take back a request's place, whichever it is, but not the books and the weight of its body."""
+        held = ticket.held
+        if held is None:
+            return
+        if ticket.reading:
+            held.reading -= ticket.reading
+            self._all.reading -= ticket.reading
+        if ticket.running:
+            held.running -= ticket.running
+            self._all.running -= ticket.running
+        if ticket.stream is not None:
+            held.streams[ticket.stream] -= 1
+            if not held.streams[ticket.stream]:
+                del held.streams[ticket.stream]
+        ticket.reading, ticket.running, ticket.stream = 0, 0, None
 
     def _charge(self, ticket: Ticket, count: int, request_id: RequestId | None) -> Fault | None:
         wait = self._rates.take(ticket.caller, count) if self._rates is not None else 0
@@ -168,31 +248,13 @@ class Admission:
                 return cause
         return None
 
-    def _book(self, ticket: Ticket, reading: int = 0, running: int = 0, stream: object = None) -> None:
-        """Change what a request holds to this."""
-        held = self._held.setdefault(ticket.caller, _Held())
-        for books in (held, self._all):
-            books.reading += reading - ticket.reading
-            books.running += running - ticket.running
-        if ticket.stream is not None:
-            held.streams[ticket.stream] -= 1
-            if not held.streams[ticket.stream]:
-                del held.streams[ticket.stream]
-        if stream is not None:
-            held.streams[stream] = held.streams.get(stream, 0) + 1
-        ticket.reading, ticket.running, ticket.stream = reading, running, stream
-        if not held:
-            del self._held[ticket.caller]
-
-
-def _make_rates(count: int, seconds: int, clock: Callable[[], float]) -> Rates:
-    from mcp_hybrid.security.rates import Rates  # noqa: PLC0415 - its library is not loaded for those who set no rate
-
-    return Rates(count, seconds, clock)
-
 
 _NOTHING: Final = _Held()
 _NEVER: Final = "The batch has more requests than one caller may send at a time. Send them in smaller batches."
+_HEAVY: Final = {
+    Cause.OWNER_BUSY: "The bodies of your requests are as large in all as one caller's may be. Try again in a moment.",
+    Cause.REQUESTS_BUSY: "The bodies of all requests are as large as the server takes. Try again in a moment.",
+}
 _WORDS: Final = {
     Cause.OWNER_BUSY: "As many of your requests are being answered as one caller may have at a time.",
     Cause.REQUESTS_BUSY: "The server is answering as many requests as it takes at a time.",
@@ -213,7 +275,7 @@ def _caller_at(address: str) -> str:
     try:
         known = ip_address(address.partition("%")[0])
     except ValueError:
-        return address  # a socket's path, or what a proxy made up
+        return address[:_LONGEST_ADDRESS]  # a socket's path, or what a proxy made up
     if known.version == 4:
         return str(known)
     if known.ipv4_mapped is not None:

@@ -34,11 +34,28 @@ class Owner:
             return ""
         # Lengths first, so that no two owners can be written as the same text.
         parts = "".join(f"{len(part)}:{part}" for part in (self.issuer, self.subject, self.client))
-        return hashlib.sha256(parts.encode()).hexdigest()[:32]
+        return hashlib.sha256(parts.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether all parts are Unicode text.
+
+        JSON can also spell halves of characters (lone surrogates), which cannot be written anywhere.
+        """
+        return all(part.isascii() or _is_text(part) for part in (self.issuer, self.subject, self.client))
 
     def __str__(self) -> str:
         """How the log names the owner."""
-        return "/".join(filter(None, (self.issuer, self.subject, self.client))) or "anonymous"
+        name = "/".join(filter(None, (self.issuer, self.subject, self.client))) or "anonymous"
+        return name if name.isascii() else name.encode("utf-8", "backslashreplace").decode()
+
+
+def _is_text(part: str) -> bool:
+    try:
+        part.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 ANONYMOUS: Final = Owner()

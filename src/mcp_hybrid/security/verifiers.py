@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import jwt
 import structlog
+from jwt.utils import base64url_decode
 from mcp.server.auth.provider import AccessToken
+from pydantic_core import from_json
 
 from mcp_hybrid.security import api_keys
 from mcp_hybrid.security.jwks import KeySource
@@ -105,9 +107,10 @@ class JwtVerifier:
             VerifierUnavailableError: The issuer's keys cannot be had right now.
         """
         try:
+            _check_shape(token)
             header = jwt.get_unverified_header(token)
             algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ")
-            if algorithm not in self._algorithms:
+            if not isinstance(algorithm, str) or algorithm not in self._algorithms:
                 return _refused("algorithm not allowed", algorithm=str(algorithm)[:20])
             if kind is not None and str(kind).lower() not in _TYPES:
                 return _refused("not an access token", typ=str(kind)[:40])
@@ -117,7 +120,7 @@ class JwtVerifier:
             claims = self._jwt.decode(
                 token, key=key, algorithms=[algorithm], audience=self._audience, issuer=self._issuer
             )
-        except (jwt.InvalidTokenError, ValueError) as error:
+        except (jwt.PyJWTError, ValueError) as error:
             return _refused(type(error).__name__)
         return self._access(token, claims)
 
@@ -144,6 +147,24 @@ class JwtVerifier:
             subject=subject,
             claims=dict(claims),
         )
+
+
+def _check_shape(token: str) -> None:
+    """Check that a token's header and claims are objects in strict JSON, before anything less strict reads them.
+
+    The standard library's parser, which PyJWT uses, overflows the stack on deep nesting, and lets lone surrogates and
+    NaN through.
+
+    Raises:
+        ValueError: They are not.
+    """
+    parts = token.encode("ascii").split(b".")
+    if len(parts) != 3:
+        raise ValueError("not three parts")
+    for part in parts[:2]:
+        value = from_json(base64url_decode(part), allow_inf_nan=False)
+        if not isinstance(value, dict):
+            raise ValueError("not an object")  # noqa: TRY004 - the one kind of error this function has
 
 
 def _seconds(value: object) -> float | None:

@@ -12,6 +12,7 @@ from starlette.types import Scope
 from mcp_hybrid.errors import Fault
 from mcp_hybrid.exchange.modern import LISTEN
 from mcp_hybrid.exchange.standalone import STANDALONE
+from mcp_hybrid.routing.depth import work
 from mcp_hybrid.routing.head import Head
 from mcp_hybrid.routing.message import Batch, Message, Request
 from mcp_hybrid.routing.table import Action, Route, RouteName
@@ -59,6 +60,15 @@ class Place:
             return self._admission.start(self._ticket, calls, None)
         self._admission.pass_by(self._ticket)
         return None
+
+    def weigh(self, size: int) -> Fault | None:
+        """Let the request hold so many bytes of its body, or return its refusal."""
+        return self._admission.weigh(self._ticket, size)
+
+    def read(self, body: bytes) -> Fault | None:
+        """Let the request's body be read for what it says, or return its refusal."""
+        count = work(body)
+        return self._admission.work(self._ticket, count) if count else None
 
     def leave(self) -> None:
         """Give back all that the request has taken."""

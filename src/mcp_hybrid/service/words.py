@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final
 
 import structlog
 from pydantic_core import from_json, to_json
@@ -13,7 +12,7 @@ from mcp_hybrid.backplane import Signal, SignalKind
 from mcp_hybrid.errors import Fault
 from mcp_hybrid.exchange.changes import Publish, decode_event
 from mcp_hybrid.exchange.wire import write_empty
-from mcp_hybrid.routing.message import Notification, Response
+from mcp_hybrid.routing.message import Notification, Response, is_request_id
 from mcp_hybrid.routing.table import RouteName
 from mcp_hybrid.service.incoming import Exchange
 from mcp_hybrid.service.kernel import Kernel
@@ -22,9 +21,6 @@ from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.questions import asking_worker, reported
 
 log = structlog.get_logger("mcp_hybrid")
-
-LONGEST_ID: Final = 1024
-"""Characters of a request id up to which a cancellation is passed on. It goes to every worker, whoever sent it."""
 
 
 class Words:
@@ -74,7 +70,7 @@ class Words:
         params = message.params or {}
         if message.method == "notifications/cancelled":
             call = params.get("requestId")
-            if not session.cancel(call) and self._kernel.backplane.shared and _may_name_a_call(call):
+            if not session.cancel(call) and self._kernel.backplane.shared and is_request_id(call):
                 await self._kernel.backplane.broadcast(Signal(SignalKind.CANCEL, session.hash, to_json(call)))
         elif message.method == "notifications/progress":
             token = params.get("progressToken")
@@ -136,10 +132,3 @@ class Words:
     async def _on_change(self, signal: Signal) -> None:
         if self.publish_here is not None:
             await self.publish_here(decode_event(signal.body))
-
-
-def _may_name_a_call(id_: object) -> bool:
-    """Whether a call that runs elsewhere may have that id. What else clients send is spread over no inboxes."""
-    if isinstance(id_, str):
-        return len(id_) <= LONGEST_ID
-    return isinstance(id_, int) and not isinstance(id_, bool) and id_.bit_length() <= 64

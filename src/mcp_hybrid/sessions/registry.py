@@ -187,7 +187,8 @@ class Registry:
             connection = SessionConnection(self.make_outbound(found.id, found.hash), found.id, found.record)
             session = LiveSession(found.id, found.hash, found.record, connection, self._backplane.worker, found.owner)
             self._live[found.hash] = session
-            if self._limits.max_live_per_owner:
+            # Sessions of nobody belong to anybody: a cap on them would let one client take them all.
+            if self._limits.max_live_per_owner and found.record.owner:
                 self._of_owner.setdefault(found.record.owner, OrderedDict())[found.hash] = session
             self.counts.add(Count.CLAIMED if first else Count.BROUGHT_BACK)
             self.counts.add(Count.SESSIONS_NOW)
@@ -208,8 +209,8 @@ class Registry:
         session.last_used = now()
         if session.hash in self._live:
             self._live.move_to_end(session.hash)
-            if self._of_owner:
-                self._of_owner[session.record.owner].move_to_end(session.hash)
+            if (own := self._of_owner.get(session.record.owner)) is not None:
+                own.move_to_end(session.hash)
 
     async def end(self, found: Found) -> None:
         """End a session, everywhere and for good.
