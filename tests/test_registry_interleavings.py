@@ -52,7 +52,8 @@ class Gates:
 
     def __init__(self) -> None:
         self.waiting: list[anyio.Event] = []
-        self.open = False
+        self.open = True
+        """Whether who comes passes without waiting. Those who wait already go on waiting."""
 
     async def __call__(self) -> None:
         if not self.open:
@@ -312,6 +313,10 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([400.0, 700.0]))
     def grow_old(self, seconds: float) -> None:
         self.wall += seconds
+
+    @rule(is_open=st.booleans())
+    def suspend(self, is_open: bool) -> None:
+        self.gates.open = is_open
 
     @rule(which=st.integers(0, 9))
     def let_one_go(self, which: int) -> None:
