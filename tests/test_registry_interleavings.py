@@ -41,9 +41,9 @@ CLIENT = InitializeRequestParams(
     client_info=Implementation(name="client", version="1"),
 )
 OWNERS = [Owner("test", "alice", "c"), Owner("test", "bob", "c")]
-SESSIONS = 5
+SESSIONS = 4
 LIMITS = SessionLimits(
-    max_age=1000, idle_timeout=10, max_live=3, max_live_per_owner=2, max_questions=3, max_questions_per_session=2
+    max_age=1000, idle_timeout=10, max_live=2, max_live_per_owner=2, max_questions=3, max_questions_per_session=2
 )
 
 
@@ -76,7 +76,7 @@ class Gates:
 
 
 class SuspendedBackplane(MemoryBackplane):
-    """Waits before and after everything, and always has to be asked whether a session has ended."""
+    """Waits in everything, and always has to be asked whether a session has ended: by then its answer may be old."""
 
     def __init__(self, gates: Gates) -> None:
         super().__init__()
@@ -87,7 +87,6 @@ class SuspendedBackplane(MemoryBackplane):
         return heard  # type: ignore[no-any-return]  # None: has to be asked
 
     async def is_revoked(self, session: str) -> bool:
-        await self.gate()
         revoked = await super().is_revoked(session)
         await self.gate()
         return revoked
@@ -100,7 +99,6 @@ class SuspendedBackplane(MemoryBackplane):
     async def forget(self, session: str) -> None:
         await self.gate()
         await super().forget(session)
-        await self.gate()
 
 
 @dataclass(eq=False)
@@ -123,7 +121,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patched = pytest.MonkeyPatch()
-        self.patched.setattr(registry_module, "_SWEPT_AT_ONCE", 1)  # a sweep lets others run after each session
+        self.patched.setattr(registry_module, "_SWEPT_AT_ONCE", 1)
         self.clock = MockClock()
         self.starting = start_blocking_portal("trio", {"clock": self.clock})
         self.portal: BlockingPortal = self.starting.__enter__()
@@ -146,6 +144,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     async def _start(self) -> None:
         self.gates = Gates()
+        self.patched.setattr(registry_module, "checkpoint", self.gates)  # between any two sessions of a sweep
         self.backplane = SuspendedBackplane(self.gates)
         self.registry = Registry(KeyRing([b"k" * KEY_BYTES]), self.backplane, LIMITS, lambda: self.wall)
         self.registry.make_outbound = lambda *_: Connection.from_envelope("", None, None).outbound
@@ -208,16 +207,21 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(
         number=st.integers(0, SESSIONS - 1), ids=st.sets(st.integers(1, 3)), act=st.booleans(), stubborn=st.booleans()
     )
-    def request(self, number: int, ids: set[int], act: bool, stubborn: bool) -> None:
-        """A request, a batch, or a notification (no ids). `act`: it awaits something before its calls begin."""
-        self.begin(partial(self._request, number, sorted(ids), act, stubborn))
+    def request(self, number: int, ids: set[int], *, act: bool, stubborn: bool) -> None:
+        """A request, a batch, or a notification (no ids), which goes on. `act`: it awaits before its calls begin."""
+        self.begin(partial(self._request, number, sorted(ids), act=act, stubborn=stubborn))
 
-    async def _request(self, number: int, ids: list[int], act: bool, stubborn: bool) -> None:
+    @rule(number=st.integers(0, SESSIONS - 1))
+    def brief_request(self, number: int) -> None:
+        """A request that is over at once, and leaves its session idle."""
+        self.begin(partial(self._request, number, [], act=False, stubborn=False))
+
+    async def _request(self, number: int, ids: list[int], *, act: bool, stubborn: bool) -> None:
         found = await self.registry.find(self.ids[number], self.owner(number))
         if found.standing is not Standing.VALID:
             return
         with self.registry.use(found, ids) as session, self.using(session):
-            if act or not ids:
+            if act:
                 await self.gates()
             async with trio.open_nursery() as nursery:
                 for request_id in ids:
@@ -234,16 +238,11 @@ class RegistryMachine(RuleBasedStateMachine):
             session.finish_call(request_id, call)
             self.calls.remove(running)
 
-    @rule(which=st.integers(0, 9))
-    def finish(self, which: int) -> None:
+    @rule(which=st.integers(0, 9), cancelled=st.booleans())
+    def finish(self, which: int, *, cancelled: bool) -> None:
         if self.calls:
-            self.step(self.calls[which % len(self.calls)][2].over.set)
-
-    @rule(which=st.integers(0, 9), id_=st.integers(1, 3))
-    def cancel_call(self, which: int, id_: int) -> None:
-        live = self.registry.sessions()
-        if live:
-            self.step(partial(live[which % len(live)].cancel, id_))
+            session, request_id, call = self.calls[which % len(self.calls)]
+            self.step(partial(session.cancel, request_id) if cancelled else call.over.set)
 
     @rule(which=st.integers(0, 9))
     def ask(self, which: int) -> None:
@@ -281,9 +280,10 @@ class RegistryMachine(RuleBasedStateMachine):
         self.clean_ups[number] += 1
         await self.gates()
 
-    @rule(number=st.integers(0, SESSIONS - 1))
-    def end(self, number: int) -> None:
-        self.begin(partial(self._end, number))
+    @rule(number=st.integers(0, SESSIONS - 1), by_operator=st.booleans())
+    def end(self, number: int, *, by_operator: bool) -> None:
+        ending = partial(self.registry.end_by_hash, self.hashes[number]) if by_operator else partial(self._end, number)
+        self.begin(ending)
 
     async def _end(self, number: int) -> None:
         found = await self.registry.find(self.ids[number], self.owner(number))
@@ -292,23 +292,17 @@ class RegistryMachine(RuleBasedStateMachine):
             self.gone.add(found.hash)
 
     @rule(number=st.integers(0, SESSIONS - 1))
-    def end_by_operator(self, number: int) -> None:
-        self.begin(partial(self.registry.end_by_hash, self.hashes[number]))
-
-    @rule(number=st.integers(0, SESSIONS - 1))
     def end_elsewhere(self, number: int) -> None:
         digest = self.hashes[number]
         self.backplane._revoked.add(digest)
         self.step(partial(self.registry.end_here, digest))
         self.gone.add(digest)
 
-    @rule()
-    def sweep(self) -> None:
-        self.begin(self.registry.sweep)
-
     @rule(seconds=st.sampled_from([4.0, 11.0]))
-    def wait(self, seconds: float) -> None:
+    def sweep(self, seconds: float) -> None:
+        """A sweep some time later: sessions hibernate after 10 s, and clean-ups are given up after 5."""
         self.step(partial(self.clock.jump, seconds))
+        self.begin(self.registry.sweep)
 
     @rule(seconds=st.sampled_from([400.0, 700.0]))
     def grow_old(self, seconds: float) -> None:

@@ -94,6 +94,9 @@ class HeldSessions:
             owned.held -= 1
             if not owned.held:
                 del self._owners[session.record.owner]
+        if not self._all:  # tables keep the size that they once had
+            self._all.clear()
+            self._idle.clear()
         self._counts.add(Count.SESSIONS_NOW, -1)
         return True
 

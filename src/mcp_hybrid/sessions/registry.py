@@ -19,8 +19,8 @@ from functools import partial
 from types import TracebackType
 from typing import Final
 
-import anyio.lowlevel
 import structlog
+from anyio.lowlevel import checkpoint
 from mcp.shared.dispatcher import Outbound
 from mcp_types import InitializeRequestParams, RequestId
 
@@ -293,7 +293,7 @@ class Registry:
             elif session.last_used <= horizon and not session.busy:
                 self._hibernate(session)
             if number % _SWEPT_AT_ONCE == 0:
-                await anyio.lowlevel.checkpoint()
+                await checkpoint()
 
     async def close(self) -> None:
         """Let go of everything: the process ends. Ids stay good wherever their key is.
