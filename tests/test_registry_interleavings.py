@@ -19,7 +19,7 @@ import trio
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from mcp.server.connection import Connection
 from mcp_types import ClientCapabilities, Implementation, InitializeRequestParams
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -41,7 +41,7 @@ CLIENT = InitializeRequestParams(
     client_info=Implementation(name="client", version="1"),
 )
 OWNERS = [Owner("test", "alice", "c"), Owner("test", "bob", "c")]
-SESSIONS = 4
+SESSIONS = 3
 LIMITS = SessionLimits(
     max_age=1000, idle_timeout=10, max_live=2, max_live_per_owner=2, max_questions=3, max_questions_per_session=2
 )
@@ -238,17 +238,17 @@ class RegistryMachine(RuleBasedStateMachine):
             session.finish_call(request_id, call)
             self.calls.remove(running)
 
+    @precondition(lambda self: self.calls)
     @rule(which=st.integers(0, 9), cancelled=st.booleans())
     def finish(self, which: int, *, cancelled: bool) -> None:
-        if self.calls:
-            session, request_id, call = self.calls[which % len(self.calls)]
-            self.step(partial(session.cancel, request_id) if cancelled else call.over.set)
+        session, request_id, call = self.calls[which % len(self.calls)]
+        self.step(partial(session.cancel, request_id) if cancelled else call.over.set)
 
+    @precondition(lambda self: len(self.registry))
     @rule(which=st.integers(0, 9))
     def ask(self, which: int) -> None:
         live = self.registry.sessions()
-        if live:
-            self.begin(partial(self._ask, live[which % len(live)]))
+        self.begin(partial(self._ask, live[which % len(live)]))
 
     async def _ask(self, session: LiveSession) -> None:
         question = Question(f"q{len(self.pushed)}.{id(object())}")
@@ -262,19 +262,19 @@ class RegistryMachine(RuleBasedStateMachine):
             self.questions.remove(question)
             session.remove_question(question)
 
+    @precondition(lambda self: self.questions)
     @rule(which=st.integers(0, 9))
     def answer(self, which: int) -> None:
-        if self.questions:
-            question = self.questions[which % len(self.questions)]
-            self.step(partial(question.answer, Response(question.id, {}, None)))
+        question = self.questions[which % len(self.questions)]
+        self.step(partial(question.answer, Response(question.id, {}, None)))
 
+    @precondition(lambda self: self.uses)
     @rule(which=st.integers(0, 9))
     def leave_a_clean_up(self, which: int) -> None:
         """Somebody who uses a session pushes something on its exit stack, perhaps after its end."""
-        if self.uses:
-            session, number = self.uses[which % len(self.uses)], len(self.pushed)
-            self.pushed[number] = session
-            self.step(partial(session.connection.exit_stack.push_async_callback, self._clean_up, number))
+        session, number = self.uses[which % len(self.uses)], len(self.pushed)
+        self.pushed[number] = session
+        self.step(partial(session.connection.exit_stack.push_async_callback, self._clean_up, number))
 
     async def _clean_up(self, number: int) -> None:
         self.clean_ups[number] += 1
@@ -312,15 +312,17 @@ class RegistryMachine(RuleBasedStateMachine):
     def suspend(self, is_open: bool) -> None:
         self.gates.open = is_open
 
+    @precondition(lambda self: self.gates.waiting)
     @rule(which=st.integers(0, 9))
     def let_one_go(self, which: int) -> None:
         self.step(partial(self.gates.let_one_go, which))
 
+    @precondition(lambda self: self.tasks)
     @rule(which=st.integers(0, 9))
     def host_cancels(self, which: int) -> None:
-        if self.tasks:
-            self.step(self.tasks[which % len(self.tasks)].cancel)
+        self.step(self.tasks[which % len(self.tasks)].cancel)
 
+    @precondition(lambda self: len(self.registry))
     @rule()
     def close(self) -> None:
         """The lifespan ends: what is in use is put away with the rest."""
@@ -391,6 +393,6 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 RegistryMachine.TestCase.settings = settings(
-    deadline=None, stateful_step_count=30
+    deadline=None, stateful_step_count=40
 )  # how many examples, the profile says
 TestRegistry = RegistryMachine.TestCase

@@ -16,6 +16,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.subscriptions import ResourceUpdated, ServerEvent, ToolsListChanged
 from mcp_types import ListRootsRequest, ListRootsResult, NotificationParams
 from pydantic_core import to_json
+from trio.testing import wait_all_tasks_blocked
 
 from harness import mcp
 from harness.asgi import AsgiClient
@@ -28,7 +29,7 @@ from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import only_exception
 from mcp_hybrid.service import background, words
 from mcp_hybrid.service.background import BackgroundTasks
-from mcp_hybrid.sessions import cleanup
+from mcp_hybrid.sessions import cleanup, registry
 from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.registry import SessionOverError
 
@@ -205,6 +206,47 @@ async def test_the_end_of_a_session_stops_the_handling_of_its_notifications(auto
         assert program.done == ["before", "after"]  # what was pushed after the clean-up is cleaned up, too
 
 
+async def test_a_sweep_leaves_a_session_alone_that_came_back_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    paused, gate = anyio.Event(), anyio.Event()
+
+    async def pause() -> None:
+        paused.set()
+        await gate.wait()
+
+    monkeypatch.setattr(registry, "_SWEPT_AT_ONCE", 1)
+    monkeypatch.setattr(registry, "checkpoint", pause)
+    async with running() as setup:
+        talks = [await Conversation.open(setup.client) for _ in range(2)]
+        listed = setup.registry.sessions()
+        for session in listed:
+            session.last_used = -1e9
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(setup.registry.sweep)
+            await paused.wait()
+            setup.registry._hibernate(listed[1])
+            async with talks[1].stream(WAIT) as call:
+                await setup.example.until_started("wait")
+                gate.set()
+                await wait_all_tasks_blocked()
+                (back,) = setup.registry.sessions()
+                assert (back.busy, back is listed[1]) == (True, False)
+                await talks[1].post(mcp.cancelled(7))
+                assert (await talks[1].answers(call))["error"]["code"] == -32800
+
+
+async def test_who_lets_go_of_a_session_of_old_does_not_touch_its_successor() -> None:
+    async with running() as setup:
+        talk = await Conversation.open(setup.client)
+        async with talk.stream(WAIT) as call:
+            await setup.example.until_started("wait")
+            await setup.registry.close()
+            assert (await talk.post(mcp.request("ping", id=8))).status == 200
+            (successor,) = setup.registry.sessions()
+            setup.example.release()
+            assert "result" in await talk.answers(call)
+        assert list(setup.registry._held._idle.values()) == [successor]
+
+
 async def test_a_refused_request_looks_at_none_of_the_busy_sessions() -> None:
     async with running(sessions={"max_live": 50}) as setup:
         held, looked = setup.registry._held, Counter[str]()
@@ -323,7 +365,6 @@ async def test_a_hung_clean_up_holds_nothing_up(how: str, autojump_clock: object
         assert pruned[0] - began < 3  # the period is 2.5 s, and the clean-up hangs for 5
         while not done:  # noqa: ASYNC110 - as above
             await anyio.sleep(0.1)
-        assert setup.registry.clean_ups._running == (1 if how != "hibernates" else setup.registry.clean_ups._running)
 
 
 async def test_the_end_waits_as_long_as_one_hung_clean_up_not_as_all(autojump_clock: object) -> None:
