@@ -14,7 +14,7 @@ from harness import mcp
 from harness.hybrid import running
 from harness.logged import errors_logged
 from harness.mcp import Conversation
-from mcp_hybrid.routing.message import METHOD_LIMIT, NAME_LIMIT
+from mcp_hybrid.routing.message import LONGEST_METHOD, LONGEST_NAME
 from mcp_hybrid.text import short, short_traceback
 
 
@@ -99,9 +99,9 @@ async def test_what_is_unknown_is_no_fault_of_the_server(program: Any, method: s
 @pytest.mark.parametrize(
     ("message", "code"),
     [
-        (mcp.request("x" * (METHOD_LIMIT + 1), id=7), -32600),
-        (mcp.tool("x" * (NAME_LIMIT + 1), id=7), -32602),
-        (mcp.request("prompts/get", {"name": "x" * (NAME_LIMIT + 1)}, 7), -32602),
+        (mcp.request("x" * (LONGEST_METHOD + 1), id=7), -32600),
+        (mcp.tool("x" * (LONGEST_NAME + 1), id=7), -32602),
+        (mcp.request("prompts/get", {"name": "x" * (LONGEST_NAME + 1)}, 7), -32602),
     ],
 )
 async def test_a_name_too_long_is_refused_with_the_requests_id(message: Any, code: int) -> None:
@@ -111,7 +111,7 @@ async def test_a_name_too_long_is_refused_with_the_requests_id(message: Any, cod
     assert (answer.json()["id"], answer.json()["error"]["code"]) == (7, code)
 
 
-@pytest.mark.parametrize("length", [METHOD_LIMIT, 129, 128])
+@pytest.mark.parametrize("length", [LONGEST_METHOD, 129, 128])
 async def test_what_a_client_names_is_cut_in_the_log(length: int) -> None:
     with capture_logs() as lines:
         async with running(users=True) as setup:

@@ -325,7 +325,7 @@ async def test_what_was_ended_without_its_record_is_remembered_for_as_long_as_an
     async with running(sessions={"max_age": 1000, "idle_timeout": 60}, **WITH_KEY) as setup:
         talk = await mcp.Conversation.open(setup.client)
         (live,) = setup.registry.sessions()
-        await setup.registry._hibernate(live)
+        setup.registry._hibernate(live)
         await delete(setup, live.hash)
         setup.clock.now += 999
         await setup.app._backplane.prune()

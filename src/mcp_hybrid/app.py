@@ -283,6 +283,7 @@ class HybridApp:
             await tasks.start(backplane.run, service.words.on_signal)
             for delay in timers:
                 tasks.start_soon(delay.run)
+            tasks.start_soon(registry.clean_ups.run)
             tasks.start_soon(self._sweep, registry)
             self._patience = Patience(self.settings.limits.body_time, _spawner(tasks))
             tasks.start_soon(self._patience.run)
@@ -303,7 +304,14 @@ class HybridApp:
             keys = [decode_key(fresh_key())]
             if self.settings.mode is not Mode.STATELESS:
                 log.warning("no sessions.keys configured: sessions end with this process")
-        limits = SessionLimits(sessions.max_age, sessions.idle_timeout, sessions.max_live, sessions.max_live_per_owner)
+        limits = SessionLimits(
+            sessions.max_age,
+            sessions.idle_timeout,
+            sessions.max_live,
+            sessions.max_live_per_owner,
+            sessions.max_questions,
+            sessions.max_questions_per_session,
+        )
         return Registry(KeyRing(keys), backplane, limits, self._clock, self._metrics)
 
     async def _sweep(self, registry: Registry) -> None:
@@ -311,11 +319,11 @@ class HybridApp:
         period = min(self.settings.sessions.idle_timeout / 4, _LONGEST_SWEEP)
         while True:
             await anyio.sleep(period)
-            try:
-                await registry.sweep()
-                await self._backplane.prune()
-            except Exception:
-                log.exception("sweeping sessions failed; trying again later")
+            for work in (registry.sweep, self._backplane.prune):  # neither keeps the other from being done
+                try:
+                    await work()
+                except Exception:
+                    log.exception("sweeping sessions failed; trying again later")
 
     async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         stage = "startup"

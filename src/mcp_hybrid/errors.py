@@ -126,6 +126,17 @@ def error_body(request_id: RequestId | None, code: int, message: str, data: Any 
     return to_json({"jsonrpc": "2.0", "id": request_id, "error": error})
 
 
+def only_exception(exc: Exception) -> Exception:
+    """Return the exception that a group, however nested, is about: the first, if all in it are of one type.
+
+    What is no group is returned as it is; so is a group of several kinds, which only a log can show in full.
+    """
+    if not isinstance(exc, ExceptionGroup):
+        return exc
+    found = [only_exception(inner) for inner in exc.exceptions]
+    return found[0] if len({type(one) for one in found}) == 1 else exc
+
+
 __all__ = [
     "REQUEST_CANCELLED",
     "SERVER_BUSY",
@@ -135,4 +146,5 @@ __all__ = [
     "Fault",
     "UnusableValueError",
     "error_body",
+    "only_exception",
 ]

@@ -130,6 +130,10 @@ class SessionSettings(_Section):
     """Sessions that may hold memory at a time; beyond it the longest idle ones give theirs back."""
     max_live_per_owner: CountOrNone = 1000
     """The same for the sessions of one authenticated owner, so that nobody crowds out the others. 0: no limit."""
+    max_questions: Count = 1000
+    """Questions to clients that may wait for an answer at a time; beyond it tools cannot ask."""
+    max_questions_per_session: Count = 32
+    """The same for the questions of one session."""
 
     def decoded_keys(self) -> list[bytes]:
         """Return the keys as bytes, 32 each, in order."""

@@ -235,7 +235,8 @@ async def ask(
     Giving up (the timeout, or cancellation of the asker) tells the client that the answer is no longer wanted.
 
     Raises:
-        CannotAskError: The client did not declare that it can answer this.
+        CannotAskError: The client did not declare that it can answer this, the session has ended, or as many questions
+            wait for their answers as may.
         MCPError: The client answered with an error, or not within `opts["timeout"]` seconds.
     """
     check_capability(method, params, session.connection.client_capabilities)
@@ -243,14 +244,15 @@ async def ask(
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": question.id, "method": method}
     if params is not None or question.on_progress is not None:
         message["params"] = _with_token(params, question)
-    session.questions[question.id] = question
+    if (why_not := session.add_question(question)) is not None:
+        raise CannotAskError(method, why_not)
     try:
         with anyio.move_on_after(opts.get("timeout")):
             await put(to_json(message, inf_nan_mode="null"))
             return await question.wait()
         raise MCPError(REQUEST_TIMEOUT, f"The client did not answer {method} in time.")
     finally:
-        session.questions.pop(question.id, None)
+        session.remove_question(question)
         if not question.answered and opts.get("cancel_on_abandon", True):
             await _withdraw(question, put)
 

@@ -26,9 +26,8 @@ from mcp_hybrid.exchange import progress, sse
 from mcp_hybrid.exchange.context import ExchangeContext, ask, check_thread, current, notification
 from mcp_hybrid.exchange.reply import Headers, Spawn
 from mcp_hybrid.exchange.wire import ClientGoneError
-from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.questions import CannotAskError
-from mcp_hybrid.sessions.registry import Registry, TooManySessionsError
+from mcp_hybrid.sessions.registry import Found, Registry, SessionOverError, TooManySessionsError
 from mcp_hybrid.sessions.state import SessionState
 
 log = structlog.get_logger("mcp_hybrid")
@@ -133,16 +132,22 @@ class StandaloneChannel:
         context = self._running()
         if context is not None:
             return await context.send_raw_request(method, params, opts)
-        try:
-            session = await self._with_stream()
-        except TooManySessionsError:
-            raise CannotAskError(method, _NO_ROOM) from None
-        if session is None:
-            raise CannotAskError(method, _NO_STREAM)
         bounded: CallOptions = {**(opts or {})}
         if bounded.get("timeout") is None:
             bounded["timeout"] = self._patience
-        return await ask(session, self._append, method, params, bounded)
+        session = self._registry.live(self._stream.session)
+        if session is not None and session.close_stream is not None:
+            return await ask(session, self._append, method, params, bounded)
+        found = await self._found_elsewhere()
+        if found is None:
+            raise CannotAskError(method, _NO_STREAM)
+        try:
+            with self._registry.use(found) as session:  # held from before the next checkpoint
+                return await ask(session, self._append, method, params, bounded)
+        except TooManySessionsError:
+            raise CannotAskError(method, _NO_ROOM) from None
+        except SessionOverError:
+            raise CannotAskError(method, _NO_STREAM) from None
 
     async def notify(
         self,
@@ -179,21 +184,18 @@ class StandaloneChannel:
         session = self._registry.live(self._stream.session)
         pinned = session is not None
         if session is not None:
-            session.pins += 1
+            session.pin()
 
         def release() -> None:
             nonlocal pinned
             if session is not None and pinned:
-                session.pins -= 1
+                session.unpin()
                 pinned = False
 
         return release
 
-    async def _with_stream(self) -> LiveSession | None:
-        """Return the session if its GET stream is open, here or on another worker."""
-        session = self._registry.live(self._stream.session)
-        if session is not None and session.close_stream is not None:
-            return session
+    async def _found_elsewhere(self) -> Found | None:
+        """Return what the session's id is worth if its GET stream is open on another worker."""
         try:
             held = await self._backplane.is_held(self._stream)
             return await self._registry.recall(self._session_id) if held else None

@@ -34,9 +34,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 _PARSER_GAVE_UP: Final = "recursion limit"
 """What the parser's error says of a body that is deeper than it can read: some 200 levels."""
 
-METHOD_LIMIT: Final = 256
-"""Characters of a method. The longest of the protocol's own has 36."""
-NAME_LIMIT: Final = 256
+LONGEST_NAME: Final = 256
 """Characters of the name of a tool or prompt. The specification recommends 128 at most (server/tools, "Tool Names")."""
 
 _NAMING: Final = frozenset({"tools/call", "prompts/get"})
@@ -170,27 +168,28 @@ def _call(decoded: dict[str, Any], id_: RequestId | None) -> Request | Notificat
         return Fault(Cause.NOT_A_MESSAGE, words, id_)
     if params is not None and not isinstance(params, dict):
         return Fault(Cause.NOT_A_MESSAGE, '"params" must be an object.', id_)
-    if (fault := _too_long(method, params, id_)) is not None:
+    if (fault := _name_too_long(method, params, id_)) is not None:
         return fault
     if "id" not in decoded:
         return Notification(method, params)
     if id_ is None:
         # Taking a malformed id for "no id" would answer 202 to a request that is owed an error.
         return Fault(Cause.NOT_A_MESSAGE, f'"id" must be {_ID_WORDS}.')
-    request = Request(id_, method, params, decoded)
-    if (token := request.progress_token) is not None and not is_request_id(token):
-        return Fault(Cause.NOT_A_MESSAGE, f'"progressToken" must be {_ID_WORDS}.', id_)
+    return _checked(Request(id_, method, params, decoded))
+
+
+def _checked(request: Request) -> Request | Fault:
+    token = request.progress_token
+    if token is not None and not is_request_id(token):
+        return Fault(Cause.NOT_A_MESSAGE, f'"progressToken" must be {_ID_WORDS}.', request.id)
     return request
 
 
-def _too_long(method: str, params: dict[str, Any] | None, id_: RequestId | None) -> Fault | None:
-    """Refuse what no server has, before it is looked for, echoed and logged."""
-    if len(method) > METHOD_LIMIT:
-        return Fault(Cause.NOT_A_MESSAGE, f'"method" is longer than {METHOD_LIMIT} characters.', id_)
-    if params is not None and method in _NAMING:
-        name = params.get("name")
-        if isinstance(name, str) and len(name) > NAME_LIMIT:
-            return Fault(Cause.NAME_TOO_LONG, f'"name" is longer than {NAME_LIMIT} characters.', id_)
+def _name_too_long(method: str, params: dict[str, Any] | None, id_: RequestId | None) -> Fault | None:
+    """Refuse a name that no server has, before it is looked for, echoed and logged."""
+    name = params.get("name") if params is not None and method in _NAMING else None
+    if isinstance(name, str) and len(name) > LONGEST_NAME:
+        return Fault(Cause.NAME_TOO_LONG, f'"name" is longer than {LONGEST_NAME} characters.', id_)
     return None
 
 

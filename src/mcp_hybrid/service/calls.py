@@ -25,7 +25,7 @@ from mcp_hybrid.routing.progress import Progress, decide_progress
 from mcp_hybrid.routing.table import Action, RouteName
 from mcp_hybrid.service.incoming import SESSION_HEADER, Exchange
 from mcp_hybrid.service.kernel import Kernel
-from mcp_hybrid.service.words import Words
+from mcp_hybrid.service.words import CONFIRMATION, Words
 from mcp_hybrid.sessions.connection import LeanConnection, alone, enveloped
 from mcp_hybrid.sessions.live import Interruption, LiveSession
 from mcp_hybrid.sessions.seal import TooLargeToSealError
@@ -80,13 +80,9 @@ class Calls:
         return await self._call_in_session(exchange, request)
 
     async def _call_in_session(self, exchange: Exchange, request: Request) -> Fault | None:
-        session = self._kernel.registry.attach(exchange.found)
-        if request.id in session.calls:
-            return Fault(
-                Cause.DUPLICATE_REQUEST_ID, "A request with this id is still running in this session.", request.id
-            )
         reply = self._kernel.session_reply(exchange, [request.id])
-        outcome = await self._kernel.run_in_session(exchange, session, request, reply)
+        with self._kernel.registry.use(exchange.found, [request.id]) as session:
+            outcome = await self._kernel.run_in_session(exchange, session, request, reply)
         await self._kernel.finish(exchange, reply, outcome)
         return None
 
@@ -157,10 +153,6 @@ class Calls:
         batch = exchange.message
         assert isinstance(batch, Batch)
         requests = [message for message in batch.messages if isinstance(message, Request)]
-        in_session = exchange.route.name is RouteName.SESSION
-        session = self._kernel.registry.attach(exchange.found) if in_session else None
-        if session is not None and any(request.id in session.calls for request in requests):
-            return Fault(Cause.DUPLICATE_REQUEST_ID, "A request with an id of this batch is still running.")
         exchange.progress = max(
             (
                 decide_progress(self._kernel.policy, exchange.route.name, r.progress_token, exchange.form)
@@ -169,15 +161,33 @@ class Calls:
             key=lambda progress: progress.value,
             default=Progress.NOT_WANTED,
         )
-        reply = self._kernel.reply(exchange)
-        if session is not None:
-            reply = self._kernel.session_reply(exchange, [request.id for request in requests])
-        bodies = await self._run_parts(exchange, session, batch.messages, reply)
+        if exchange.route.name is RouteName.SESSION:
+            ids = [request.id for request in requests]
+            reply = self._kernel.session_reply(exchange, ids)
+            first = any(isinstance(part, Notification) and part.method == CONFIRMATION for part in batch.messages)
+            with self._kernel.registry.use(exchange.found, ids, first=first) as session:
+                await self._act_on(session, batch.messages)
+                bodies = await self._run_parts(exchange, session, batch.messages, reply)
+        else:
+            reply = self._kernel.reply(exchange)
+            bodies = await self._run_parts(exchange, None, batch.messages, reply)
         if not requests:
             await write_empty(exchange.send, 202, exchange.answer_headers())
             return None
         await reply.finish(bodies, array=True)
         return None
+
+    async def _act_on(self, session: LiveSession, messages: Sequence[Message]) -> None:
+        """Do what a batch's notifications and responses mean to the session itself.
+
+        That can fail, with the backplane away, and is done before any request of the batch has begun: a client that is
+        refused may send all of it again. What cancels a request of the same batch finds its reservation.
+        """
+        for message in messages:
+            if isinstance(message, Notification):
+                await self._words.act(session, message)
+            elif isinstance(message, Response):
+                await self._words.deliver(session.hash, message)
 
     async def _run_parts(
         self, exchange: Exchange, session: LiveSession | None, messages: Sequence[Message], reply: Reply
@@ -198,10 +208,7 @@ class Calls:
                 if isinstance(message, Request):
                     tasks.start_soon(run_one, index, message)
                 elif session is not None and isinstance(message, Notification):
-                    await self._words.act(session, message)
-                    tasks.start_soon(self._kernel.handle_notification, exchange, session.connection, message)
-                elif session is not None and isinstance(message, Response):
-                    await self._words.deliver(session.hash, message)
+                    tasks.start_soon(self._kernel.notify_in_session, exchange, session, message)
                 elif isinstance(message, Notification):
                     tasks.start_soon(self._kernel.notify_stateless, exchange, message)
         return [body for _, body in sorted(bodies.items()) if body is not None]

@@ -191,24 +191,34 @@ class Kernel:
         return await self.run(handler, context, request)
 
     async def run_in_session(self, exchange: Exchange, session: LiveSession, request: Request, reply: Reply) -> Outcome:
-        """Run a request in its session, which it keeps from hibernating meanwhile."""
+        """Run a request in its session, in which its id was reserved (`Registry.use`)."""
         metadata = self.metadata(exchange, reply, session)
         gate = self.gate(exchange, request)
         context = ExchangeContext(reply, request.id, gate, metadata, session=session, carries=True)
-        session.calls[request.id] = context
+        session.start_call(request.id, context)
         alarm = self.timers.stream_after.add(reply.commit)
         try:
             handler = partial(self._runner(session.connection).on_request, context, request.method, request.params)
             return await self.run(handler, context, request)
         finally:
             alarm.cancel()
-            del session.calls[request.id]
-            self.registry.touch(session)
+            session.finish_call(request.id, context)
 
     async def notify_stateless(self, exchange: Exchange, message: Notification) -> None:
         """Let the server's own handlers see a notification; there is no call and no session it could act on."""
         connection = alone(exchange.route.version)
         await self._notify(exchange, connection, message, connection.clean_up)
+
+    async def notify_in_session(self, exchange: Exchange, session: LiveSession, message: Notification) -> None:
+        """Let the server's own handlers see a notification in its session, which is held; its end stops them."""
+        if session.ended:
+            return
+        with anyio.CancelScope() as scope:
+            handled = session.handle(scope.cancel)
+            try:
+                await self.handle_notification(exchange, session.connection, message)
+            finally:
+                handled()
 
     async def handle_notification(self, exchange: Exchange, connection: Connection, message: Notification) -> None:
         """Let the server's own handlers see a notification."""

@@ -8,16 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import anyio
+import structlog
 from pydantic_core import from_json, to_json
 
-from mcp_hybrid.backplane import Backplane, Signal, SignalKind
+from mcp_hybrid.backplane import Backplane, BackplaneUnavailableError, Signal, SignalKind
 from mcp_hybrid.clock import now
+from mcp_hybrid.service.background import BackgroundTasks
 from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.registry import Registry
 from mcp_hybrid.text import short
+
+log = structlog.get_logger("mcp_hybrid")
 
 PATIENCE: Final = 2.0
 """Seconds that the other workers have to answer. One that has just died counts as alive for longer than that."""
@@ -96,9 +101,10 @@ class _Asked:
 class RollCall:
     """Asks who is there, and answers others who ask."""
 
-    def __init__(self, registry: Registry, backplane: Backplane) -> None:
+    def __init__(self, registry: Registry, backplane: Backplane, background: BackgroundTasks) -> None:
         self._registry = registry
         self._backplane = backplane
+        self._background = background
         self._asked: dict[int, _Asked] = {}
         self._number = 0
 
@@ -126,14 +132,23 @@ class RollCall:
         entries = sorted(asked.entries.values(), key=lambda entry: entry.idle)
         return Roll(entries, len(asked.answered), expected <= asked.answered, asked.more)
 
-    async def on_call(self, signal: Signal) -> None:
-        """Tell a worker that asks which sessions are live here."""
+    def on_call(self, signal: Signal) -> None:
+        """Tell a worker that asks which sessions are live here. Where too much is to be told already, it is not told.
+
+        The asker then says of its list that it is not complete.
+        """
         asker, number, prefix = from_json(signal.body)
+        self._background.start(partial(self._answer, asker, number, prefix), "a list of sessions for another worker")
+
+    async def _answer(self, asker: str, number: int, prefix: str) -> None:
         more, entries = self._present(prefix)
         body = to_json([number, self._backplane.worker, more, entries])
-        await self._backplane.send(asker, Signal(SignalKind.PRESENT, "", body))
+        try:
+            await self._backplane.send(asker, Signal(SignalKind.PRESENT, "", body))
+        except BackplaneUnavailableError:
+            log.info("another worker was not told which sessions are live here: the backplane is away")
 
-    async def on_present(self, signal: Signal) -> None:
+    def on_present(self, signal: Signal) -> None:
         """Note what another worker says. One that is late is not waited for any more."""
         number, worker, more, entries = from_json(signal.body)
         asked = self._asked.get(number)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
+from typing import Final
+
+from mcp_types import RequestId
 
 from mcp_hybrid.backplane import BackplaneUnavailableError
-from mcp_hybrid.errors import Cause, Fault
-from mcp_hybrid.routing.message import Request
+from mcp_hybrid.errors import Cause, Fault, only_exception
+from mcp_hybrid.routing.message import Batch, Message, Request
 from mcp_hybrid.routing.table import Action, gone
+from mcp_hybrid.service.background import BackgroundTasks
 from mcp_hybrid.service.calls import Calls
 from mcp_hybrid.service.drain import drain
 from mcp_hybrid.service.incoming import Exchange
@@ -16,6 +20,7 @@ from mcp_hybrid.service.kernel import Kernel
 from mcp_hybrid.service.roll import RollCall
 from mcp_hybrid.service.streams import Streams
 from mcp_hybrid.service.words import Words
+from mcp_hybrid.sessions.live import DuplicateRequestError
 from mcp_hybrid.sessions.registry import SessionOverError, TooManySessionsError
 
 
@@ -27,7 +32,7 @@ class Service:
         self.drain = partial(drain, kernel)
         self.shared = kernel.backplane.shared
         """Whether other workers may be there that this one can reach."""
-        self.roll = RollCall(kernel.registry, kernel.backplane)
+        self.roll = RollCall(kernel.registry, kernel.backplane, BackgroundTasks(kernel.spawn))
         self.words = Words(kernel, self.roll)
         calls, streams = Calls(kernel, self.words), Streams(kernel)
         self._actions: Mapping[Action, Callable[[Exchange], Awaitable[Fault | None]]] = {
@@ -44,19 +49,43 @@ class Service:
         }
 
     async def serve(self, exchange: Exchange) -> Fault | None:
-        """Do what was decided. Returns a refusal that only doing it could find; then nothing has been sent."""
+        """Do what was decided. Returns a refusal that only doing it could find; then nothing has been sent.
+
+        Actions run tasks, so what they raise may come in groups. Here, and nowhere else, they are taken apart.
+        """
         try:
             return await self._actions[exchange.route.action](exchange)
-        except SessionOverError:
-            return gone(exchange.message)
-        except TooManySessionsError:
-            return _later(exchange, Cause.SERVER_BUSY, "Too many sessions are in use.")
-        except BackplaneUnavailableError:
-            return _later(
-                exchange, Cause.BACKPLANE_UNAVAILABLE, "What the servers share cannot be reached, and this needs it."
-            )
+        except Exception as exc:
+            cause = only_exception(exc)
+            refusal = _REFUSALS.get(type(cause))
+            if refusal is not None:
+                return refusal(exchange.message)
+            if cause is exc:
+                raise
+            raise cause from None
 
 
-def _later(exchange: Exchange, cause: Cause, why: str) -> Fault:
-    request_id = exchange.message.id if isinstance(exchange.message, Request) else None
-    return Fault(cause, f"{why} Try again in a moment.", request_id, headers=((b"retry-after", b"1"),))
+def _duplicate(message: Message | Batch | None) -> Fault:
+    if isinstance(message, Batch):
+        return Fault(Cause.DUPLICATE_REQUEST_ID, "A request with an id of this batch is still running.")
+    why = "A request with this id is still running in this session."
+    return Fault(Cause.DUPLICATE_REQUEST_ID, why, _id_of(message))
+
+
+def _later(cause: Cause, why: str, message: Message | Batch | None) -> Fault:
+    return Fault(cause, f"{why} Try again in a moment.", _id_of(message), headers=((b"retry-after", b"1"),))
+
+
+def _id_of(message: Message | Batch | None) -> RequestId | None:
+    return message.id if isinstance(message, Request) else None
+
+
+_REFUSALS: Final[Mapping[type[Exception], Callable[[Message | Batch | None], Fault]]] = {
+    SessionOverError: gone,
+    DuplicateRequestError: _duplicate,
+    TooManySessionsError: partial(_later, Cause.SERVER_BUSY, "Too many sessions are in use."),
+    BackplaneUnavailableError: partial(
+        _later, Cause.BACKPLANE_UNAVAILABLE, "What the servers share cannot be reached, and this needs it."
+    ),
+}
+"""What actions raise before anything was sent, and the refusal that it is."""

@@ -22,6 +22,7 @@ from mcp_hybrid.exchange.standalone import (
 from mcp_hybrid.exchange.wire import write_empty
 from mcp_hybrid.service.incoming import Exchange
 from mcp_hybrid.service.kernel import RESUMABLE_SINCE, Kernel
+from mcp_hybrid.sessions.registry import SessionOverError
 
 log = structlog.get_logger("mcp_hybrid")
 
@@ -60,48 +61,52 @@ class Streams:
         if not exchange.form.streams:
             return Fault(Cause.NOT_ACCEPTABLE, "A GET needs text/event-stream in Accept.")
         scope = anyio.CancelScope()
-        session, name = None, secrets.token_hex(6)
         self._kernel.registry.counts.add(Count.GET_STREAMS_NOW)
         self._kernel.following.add(scope)
         try:
             if stream.name == STANDALONE:
-                after = await self._prepare(exchange, stream, after, name)
-                session = self._kernel.registry.attach(exchange.found)
-                session.open_stream(name, scope.cancel)
-            assert after is not None
-            resumable = is_version_at_least(exchange.route.version, RESUMABLE_SINCE)
-            serving = partial(
-                serve_stream, exchange.send, exchange.receive, exchange.answer_headers(),
-                self._kernel.backplane, stream, after, scope, resumable=resumable,
-            )  # fmt: skip
-            if exchange.lapsed is None:
-                await serving()
+                await self._follow_standalone(exchange, stream, after, scope)
             else:
-                await _while_good(exchange.lapsed, serving, scope)
+                assert after is not None
+                await self._serve(exchange, stream, after, scope)
         finally:
             self._kernel.registry.counts.add(Count.GET_STREAMS_NOW, -1)
             self._kernel.following.discard(scope)
-            if session is not None:
-                session.release_stream(name)
-                self._kernel.registry.touch(session)
-            if stream.name == STANDALONE:
-                self._kernel.spawn(partial(self._release, stream, name))
         return None
 
-    async def _prepare(self, exchange: Exchange, stream: StreamKey, after: str | None, name: str) -> str:
-        """Do what can fail before a standalone stream is opened, and return after what it goes on.
+    async def _follow_standalone(
+        self, exchange: Exchange, stream: StreamKey, after: str | None, scope: anyio.CancelScope
+    ) -> None:
+        """Serve a session's standalone stream, and hold the session meanwhile.
 
-        Until all of it is done the stream that is open already goes on: a client that is refused has that one still.
+        Until all that can fail is done the stream that is open already goes on: a client that is refused has that one
+        still.
         """
-        session = self._kernel.registry.attach(exchange.found)
-        session.pins += 1  # there is room for it, and is kept
-        try:
-            if after is None:
-                after = await self._kernel.backplane.tail(stream)
-            await self._take_over(stream, name)
-        finally:
-            session.pins -= 1
-        return after
+        name = secrets.token_hex(6)
+        with self._kernel.registry.use(exchange.found) as session:
+            try:
+                if after is None:
+                    after = await self._kernel.backplane.tail(stream)
+                await self._take_over(stream, name)
+                if session.ended:  # while that was awaited; its log may have been opened again after its end
+                    raise SessionOverError
+                session.open_stream(name, scope.cancel)
+                await self._serve(exchange, stream, after, scope)
+            finally:
+                session.release_stream(name)
+                self._kernel.spawn(partial(self._release, stream, name))
+
+    async def _serve(self, exchange: Exchange, stream: StreamKey, after: str, scope: anyio.CancelScope) -> None:
+        """Serve a stream until it ends, its client goes, its credential is no longer good, or `scope` is cancelled."""
+        resumable = is_version_at_least(exchange.route.version, RESUMABLE_SINCE)
+        serving = partial(
+            serve_stream, exchange.send, exchange.receive, exchange.answer_headers(),
+            self._kernel.backplane, stream, after, scope, resumable=resumable,
+        )  # fmt: skip
+        if exchange.lapsed is None:
+            await serving()
+        else:
+            await _while_good(exchange.lapsed, serving, scope)
 
     async def _take_over(self, stream: StreamKey, name: str) -> None:
         """Have the stream that another worker serves for this session end."""

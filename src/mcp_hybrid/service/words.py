@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 import structlog
+from mcp.server.subscriptions import ServerEvent
 from pydantic_core import from_json, to_json
 
 from mcp_hybrid.backplane import Signal, SignalKind
@@ -22,6 +24,12 @@ from mcp_hybrid.sessions.questions import asking_worker, reported
 
 log = structlog.get_logger("mcp_hybrid")
 
+CONFIRMATION: Final = "notifications/initialized"
+"""The notification by which a client confirms its handshake."""
+
+LATE_CHANGES: Final = 1000
+"""Changes published on other workers, all of them different, that may wait to be published on this one."""
+
 
 class Words:
     """Notifications and responses, from the client and from other workers on its behalf."""
@@ -30,7 +38,10 @@ class Words:
         self._kernel = kernel
         self.publish_here: Publish | None = None
         """Publishes a server event to this worker's listeners, where the server has a bus that is shared."""
-        self._signals: Mapping[SignalKind, Callable[[Signal], Awaitable[None]]] = {
+        self._changes: dict[ServerEvent, None] = {}
+        """Those of other workers that wait to be published, in order."""
+        self._publishing = False
+        self._signals: Mapping[SignalKind, Callable[[Signal], None]] = {
             SignalKind.ANSWER: self._on_answer,
             SignalKind.PROGRESS: self._on_progress,
             SignalKind.CANCEL: self._on_cancel,
@@ -51,11 +62,11 @@ class Words:
     async def notify(self, exchange: Exchange) -> Fault | None:
         """Act on a notification in its session, and let the server see it."""
         assert isinstance(exchange.message, Notification)
-        first = exchange.message.method == "notifications/initialized"
-        session = self._kernel.registry.attach(exchange.found, first=first)
-        await self.act(session, exchange.message)
-        await write_empty(exchange.send, 202, exchange.answer_headers())
-        await self._kernel.handle_notification(exchange, session.connection, exchange.message)
+        first = exchange.message.method == CONFIRMATION
+        with self._kernel.registry.use(exchange.found, first=first) as session:
+            await self.act(session, exchange.message)
+            await write_empty(exchange.send, 202, exchange.answer_headers())
+            await self._kernel.notify_in_session(exchange, session, exchange.message)
         return None
 
     async def answer(self, exchange: Exchange) -> Fault | None:
@@ -76,8 +87,7 @@ class Words:
             token = params.get("progressToken")
             question = session.questions.get(token) if isinstance(token, str) else None
             if question is not None:
-                # It runs what the program gave, which must neither hold up nor fail this request of the client's.
-                self._kernel.spawn(partial(question.report, params))
+                question.report(params, self._kernel.spawn)
             elif (said := reported(params)) is not None:
                 body = to_json({"progressToken": token, **said})
                 await self._send_to_asker(token, Signal(SignalKind.PROGRESS, session.hash, body))
@@ -96,39 +106,61 @@ class Words:
             await self._kernel.backplane.send(worker, signal)
 
     async def on_signal(self, signal: Signal) -> None:
-        """Do what another worker says."""
+        """Do what another worker says, without waiting for anything.
+
+        The reader that calls this is also the worker's heartbeat: if it waited here for long, the others would take
+        this worker for dead. What has to wait gets a task, and how many of these there are is bounded.
+        """
         try:
-            await self._signals[signal.kind](signal)
+            self._signals[signal.kind](signal)
         except Exception:
             log.exception("a signal was not understood", kind=signal.kind)
 
-    async def _on_answer(self, signal: Signal) -> None:
+    def _on_answer(self, signal: Signal) -> None:
         session = self._kernel.registry.live(signal.session)
         if session is not None:
             session.answer(Response(*from_json(signal.body)))
 
-    async def _on_progress(self, signal: Signal) -> None:
+    def _on_progress(self, signal: Signal) -> None:
         session, params = self._kernel.registry.live(signal.session), from_json(signal.body)
         question = session.questions.get(params["progressToken"]) if session is not None else None
         if question is not None:
-            self._kernel.spawn(
-                partial(question.report, params)
-            )  # it runs what the application gave; signals do not wait
+            question.report(params, self._kernel.spawn)
 
-    async def _on_cancel(self, signal: Signal) -> None:
+    def _on_cancel(self, signal: Signal) -> None:
         session = self._kernel.registry.live(signal.session)
         if session is not None:
             session.cancel(from_json(signal.body))
 
-    async def _on_end(self, signal: Signal) -> None:
-        # It runs what the application has left to be cleaned up; signals do not wait.
-        self._kernel.spawn(partial(self._kernel.registry.end_here, signal.session))
+    def _on_end(self, signal: Signal) -> None:
+        self._kernel.registry.end_here(signal.session)
 
-    async def _on_close_stream(self, signal: Signal) -> None:
+    def _on_close_stream(self, signal: Signal) -> None:
         session = self._kernel.registry.live(signal.session)
         if session is not None:
             session.close_stream_of(signal.body.decode())
 
-    async def _on_change(self, signal: Signal) -> None:
-        if self.publish_here is not None:
-            await self.publish_here(decode_event(signal.body))
+    def _on_change(self, signal: Signal) -> None:
+        event = decode_event(signal.body)
+        if self.publish_here is None or event in self._changes:
+            return  # one that waits says all that another of the same would
+        if len(self._changes) >= LATE_CHANGES:
+            log.warning("a change is not published: too many that differ wait to be", event_type=type(event).__name__)
+            return
+        self._changes[event] = None
+        if not self._publishing:
+            self._publishing = True
+            self._kernel.spawn(partial(self._publish, self.publish_here))
+
+    async def _publish(self, publish: Publish) -> None:
+        """Publish the changes that wait, in their order and one at a time, as a bus that has to wait wants it."""
+        try:
+            while self._changes:
+                event = next(iter(self._changes))
+                del self._changes[event]  # before it is published: a listener may have had this one when the next comes
+                try:
+                    await publish(event)
+                except Exception:
+                    log.exception("a change could not be published", event_type=type(event).__name__)
+        finally:
+            self._publishing = False

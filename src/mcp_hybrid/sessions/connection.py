@@ -27,6 +27,8 @@ FASTMCP_NAME: Final = "_fastmcp_state_prefix"
 class LeanConnection(Connection):
     """A connection that no handshake is going to be made on: it was made before, or the protocol has none."""
 
+    _cleaning_up = False
+
     def __init__(
         self,
         outbound: Outbound,
@@ -76,10 +78,19 @@ class LeanConnection(Connection):
         return self._exit_stack is not None
 
     async def clean_up(self) -> None:
-        """Run what was left on the exit stack: bounded, shielded from cancellation, and it cannot fail."""
-        if self._exit_stack is not None:
+        """Run what was left on the exit stack: bounded, shielded from cancellation, and it cannot fail.
+
+        May be called again for what was pushed since. One that runs already takes that along, last in, first out: two
+        that ran beside each other would each pull a callback's ground from under the other's.
+        """
+        if self._exit_stack is None or self._cleaning_up:
+            return
+        self._cleaning_up = True
+        try:
             # The SDK's contains what is an `Exception`.
             await contained(partial(aclose_shielded, self), "clean-up of a session raised")
+        finally:
+            self._cleaning_up = False
 
 
 class SessionConnection(LeanConnection):

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, TypedDict
 
 import anyio
@@ -32,6 +34,30 @@ class CannotAskError(NoBackChannelError):
         self.error.message = f"Cannot ask the client ({method}): {reason}"
 
 
+Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+"""Starts a task that no request waits for."""
+
+REPORTS: Final = 100
+"""Progress notifications on one question that may wait for the asker to take them."""
+
+
+@dataclass(slots=True)
+class QuestionBounds:
+    """How many questions may wait for their answers, and how many do."""
+
+    per_session: int
+    in_all: int
+    waiting: int = 0
+
+    def why_not(self, of_session: int) -> str | None:
+        """Return why a session that has so many waiting may not ask one more; None where it may."""
+        if of_session >= self.per_session:
+            return f"it has {of_session} questions to answer already, which is as many as one session may have."
+        if self.waiting >= self.in_all:
+            return "the server waits for as many answers as it may at a time."
+        return None
+
+
 @dataclass(slots=True)
 class Question:
     """One request from the server to the client."""
@@ -40,9 +66,8 @@ class Question:
     on_progress: ProgressFnT | None = None
     _answered: anyio.Event = field(default_factory=anyio.Event)
     _response: Response | None = None
-    _newest: Reported | None = None
-    """Progress that the program has not been told yet."""
-    _reporting: bool = False
+    _reports: deque[Reported] | None = None
+    """Progress that the asker has not yet taken; the oldest goes first where it is too slow. None: nobody reports."""
 
     @property
     def answered(self) -> bool:
@@ -68,25 +93,27 @@ class Question:
             raise MCPError(error["code"], error["message"], error.get("data"))
         return self._response.result or {}
 
-    async def report(self, params: Mapping[str, Any]) -> None:
-        """Hand a progress notification of the client to whoever asked.
+    def report(self, params: Mapping[str, Any], spawn: Spawn) -> None:
+        """Hand a progress notification of the client to the asker, in a task of its own: it runs what the asker gave.
 
-        While the program's callback runs only the newest value waits for it: a client that sends more than the program
-        takes costs nothing. What the callback raises comes from the call that runs it.
+        One task reports for each question, in the order in which the client did, however slowly it goes.
         """
         said = reported(params)
         if self.on_progress is None or said is None:
             return
-        self._newest = said
-        if self._reporting:
+        if self._reports is not None:
+            self._reports.append(said)
             return
-        self._reporting = True
+        self._reports = deque([said], REPORTS)
+        spawn(partial(self._hand_on, self.on_progress, self._reports))
+
+    async def _hand_on(self, on_progress: ProgressFnT, reports: deque[Reported]) -> None:
         try:
-            while (said := self._newest) is not None and not self.answered:
-                self._newest = None
-                await self.on_progress(said["progress"], said["total"], said["message"])
+            while reports:
+                said = reports.popleft()
+                await on_progress(said["progress"], said["total"], said["message"])
         finally:
-            self._reporting = False
+            self._reports = None
 
 
 class Reported(TypedDict):

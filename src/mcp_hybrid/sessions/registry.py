@@ -1,41 +1,49 @@
 """Which sessions are live here, and what a session id is worth.
 
 offered       `offer` seals a record. Nothing is kept.
-live          `attach` claims it, or brings it back. The longest idle are first in `_live`.
+live          `use` claims it, or brings it back, and holds it while the request that uses it runs.
 hibernating   `sweep` lets go of the idle ones. Their ids are all that is left, and all that is needed.
 ended         `end`, or too old. The backplane remembers until the id would have expired.
+
+While a method awaits, a session may be put away and brought back under the same hash, as another object. So what is
+decided about a session before a checkpoint is done after it only to that object, while it is still the one held and is
+not busy by then. An end is different: it is the id that ends, and with it whatever is live under its hash.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from types import TracebackType
+from typing import Final
 
 import structlog
+from anyio.lowlevel import checkpoint
 from mcp.shared.dispatcher import Outbound
-from mcp_types import InitializeRequestParams
+from mcp_types import InitializeRequestParams, RequestId
 
 from mcp_hybrid.backplane import Backplane, BackplaneUnavailableError
 from mcp_hybrid.clock import now
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.routing.table import Standing
 from mcp_hybrid.security.owner import ANONYMOUS, Owner
+from mcp_hybrid.sessions.cleanup import CleanUpQueue
 from mcp_hybrid.sessions.connection import SessionConnection
-from mcp_hybrid.sessions.live import LiveSession
+from mcp_hybrid.sessions.held import HeldSessions, TooManySessionsError
+from mcp_hybrid.sessions.live import LiveSession, Reservation
+from mcp_hybrid.sessions.questions import QuestionBounds
 from mcp_hybrid.sessions.record import SessionRecord
 from mcp_hybrid.sessions.seal import KeyRing
 
 log = structlog.get_logger("mcp_hybrid")
 
+_SWEPT_AT_ONCE: Final = 500
+"""Sessions that a sweep looks at before it lets others have their turn: less than a millisecond's worth."""
+
 MakeOutbound = Callable[[str, str], Outbound]
 """Makes what a session sends by outside of any request, from its id and its hash."""
-
-
-class TooManySessionsError(Exception):
-    """Every session that is held is in use, and no more may be."""
 
 
 class SessionOverError(Exception):
@@ -51,6 +59,8 @@ class SessionLimits:
     max_live: int
     max_live_per_owner: int = 0
     """0: no limit."""
+    max_questions: int = 1000
+    max_questions_per_session: int = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +95,21 @@ class Registry:
         self.make_outbound: MakeOutbound
         """Given by whoever knows how to reach clients, before the first session is attached."""
         self._clock = clock
-        self._live: OrderedDict[str, LiveSession] = OrderedDict()
-        self._of_owner: dict[str, OrderedDict[str, LiveSession]] = {}
-        """Those of each owner, the longest idle first, where owners have a limit."""
-        self._evicted: list[SessionConnection] = []
-        """Of sessions put away to make room: cleaned up by the next sweep; the request that came need not wait."""
         self.counts = counts or Counts()
         """What became of sessions since the start."""
+        self.clean_ups = CleanUpQueue()
+        """Left by sessions that nobody waits for; its `run` must run while the registry is used."""
+        self._held = HeldSessions(
+            limits.max_live,
+            limits.max_live_per_owner,
+            QuestionBounds(limits.max_questions_per_session, limits.max_questions),
+            self.counts,
+            self._released,
+        )
 
     def __len__(self) -> int:
         """Return how many sessions hold memory."""
-        return len(self._live)
+        return len(self._held)
 
     def offer(self, params: InitializeRequestParams, version: str, owner: Owner) -> str:
         """Return the id of a fresh session. It costs nothing until it is echoed.
@@ -113,7 +127,7 @@ class Registry:
         The owner comes first: an id of somebody else's says nothing about what has become of it.
         """
         digest = hash_of(session_id)
-        live = self._live.get(digest)
+        live = self._held.get(digest)
         record = live.record if live is not None else self._open(session_id)
         if record is None:
             return Found(Standing.UNKNOWN)
@@ -121,25 +135,22 @@ class Registry:
             return Found(Standing.FOREIGN)
         return await self._look_up(session_id, digest, record, owner)
 
-    async def recall(self, session_id: str) -> LiveSession | None:
-        """Return the live session of an id that is held by the application, which has no request of its owner's.
+    async def recall(self, session_id: str) -> Found | None:
+        """Return what an id is worth that is held by the application, which has no request of its owner's.
 
-        It is brought to life where it is not; None where it is over.
-
-        Raises:
-            TooManySessionsError: As from `attach`.
+        None where the session is over.
         """
         digest = hash_of(session_id)
-        live = self._live.get(digest)
+        live = self._held.get(digest)
         record = live.record if live is not None else self._open(session_id)
         if record is None:
             return None
         # Until its owner comes, no more is known of it than stands in the id.
-        owner = live.owner if live is not None else Owner(subject=record.owner)
-        found = await self._look_up(session_id, digest, record, owner)
-        with suppress(SessionOverError):
-            return self.attach(found) if found.standing is Standing.VALID else None
-        return None
+        found = await self._look_up(session_id, digest, record, Owner(subject=record.owner))
+        if found.standing is not Standing.VALID:
+            return None
+        live = self._held.get(digest)  # the owner may have come meanwhile
+        return replace(found, owner=live.owner) if live is not None else found
 
     async def _look_up(self, session_id: str, digest: str, record: SessionRecord, owner: Owner) -> Found:
         """Say whether a session is over."""
@@ -152,7 +163,7 @@ class Registry:
         return Found(Standing.VALID, session_id, digest, record, owner, watch)
 
     async def _was_ended(self, digest: str) -> bool:
-        live = self._live.get(digest)
+        live = self._held.get(digest)
         ended = self._backplane.has_heard(digest, live.watch if live is not None else 0)
         return await self._backplane.is_revoked(digest) if ended is None else ended
 
@@ -162,55 +173,74 @@ class Registry:
         For an application that holds on to it: it is neither brought to life by this nor ended.
         """
         digest = hash_of(session_id)
-        live = self._live.get(digest)
+        live = self._held.get(digest)
         record = live.record if live is not None else self._open(session_id)
         if record is None or self.expiry(record) <= self._clock() or await self._was_ended(digest):
             return None
         return self.expiry(record)
 
+    def use(self, found: Found, calls: Sequence[RequestId] = (), *, first: bool = False) -> Use:
+        """Return a context in which the live session of a valid id is held, and these request ids are taken in it.
+
+        It is entered without a checkpoint, and is the one way in which requests get at a session: from then on nothing
+        puts the session away, and no other request gets the same ids. See `attach` for the rest.
+
+            with registry.use(exchange.found, [request.id]) as session:
+                ...
+
+        Entering raises:
+            DuplicateRequestError: A request with one of these ids is running in the session.
+            SessionOverError, TooManySessionsError: As from `attach`.
+        """
+        return Use(self, found, calls, first=first)
+
     def attach(self, found: Found, *, first: bool = False) -> LiveSession:
         """Return the live session of a valid id, bringing it to life where it is not.
 
-        Whoever attaches makes it busy before the next checkpoint, or does not hold on to it. `first` says that this is
-        the message with which a client confirms its handshake: an id alone does not say whether it was used before.
+        It is not held: at the next checkpoint it may be put away. `first` says that this is the message with which a
+        client confirms its handshake: an id alone does not say whether it was used before.
 
         Raises:
             SessionOverError: Its end was heard of since it was found.
-            TooManySessionsError: `max_live` sessions are held, or as many as their owner may have, and all are in use.
+            TooManySessionsError: `max_live` sessions are held, or as many as their owner may have, and all are in use;
+                or too many that were put away wait for being cleaned up.
         """
-        assert found.record is not None
+        session = self._get(found, first=first)
+        if not session.busy:
+            self._held.became_idle(session)
+        return session
+
+    def _get(self, found: Found, *, first: bool) -> LiveSession:
         if self._backplane.has_heard(found.hash, 0):
             raise SessionOverError
-        session = self._live.get(found.hash)
+        session = self._held.get(found.hash)
         if session is None:
-            self._make_room(found.record.owner)
-            connection = SessionConnection(self.make_outbound(found.id, found.hash), found.id, found.record)
-            session = LiveSession(found.id, found.hash, found.record, connection, self._backplane.worker, found.owner)
-            self._live[found.hash] = session
-            # Sessions of nobody belong to anybody: a cap on them would let one client take them all.
-            if self._limits.max_live_per_owner and found.record.owner:
-                self._of_owner.setdefault(found.record.owner, OrderedDict())[found.hash] = session
-            self.counts.add(Count.CLAIMED if first else Count.BROUGHT_BACK)
-            self.counts.add(Count.SESSIONS_NOW)
-        session.owner, session.watch = found.owner, found.watch
-        self.touch(session)
+            session = self._bring_to_life(found, first=first)
+        session.owner, session.watch, session.last_used = found.owner, found.watch, now()
+        return session
+
+    def _bring_to_life(self, found: Found, *, first: bool) -> LiveSession:
+        record = found.record
+        assert record is not None
+        if self.clean_ups.full:
+            raise TooManySessionsError
+        evicted = self._held.to_evict(record.owner)
+        if evicted is not None:
+            self._hibernate(evicted)
+        connection = SessionConnection(self.make_outbound(found.id, found.hash), found.id, record)
+        worker = self._backplane.worker
+        session = LiveSession(found.id, found.hash, record, connection, worker, found.owner, self._held)
+        self._held.add(session)
+        self.counts.add(Count.CLAIMED if first else Count.BROUGHT_BACK)
         return session
 
     def sessions(self) -> list[LiveSession]:
-        """Return the sessions that are live here, the longest idle first."""
-        return list(self._live.values())
+        """Return the sessions that are live here, the longest unused first."""
+        return sorted(self._held.all(), key=lambda session: session.last_used)
 
     def live(self, digest: str) -> LiveSession | None:
         """Return the session of that hash if it is live here; for those who want to reach it, not to use it."""
-        return self._live.get(digest)
-
-    def touch(self, session: LiveSession) -> None:
-        """Note that a session was used just now."""
-        session.last_used = now()
-        if session.hash in self._live:
-            self._live.move_to_end(session.hash)
-            if (own := self._of_owner.get(session.record.owner)) is not None:
-                own.move_to_end(session.hash)
+        return self._held.get(digest)
 
     async def end(self, found: Found) -> None:
         """End a session, everywhere and for good.
@@ -227,42 +257,52 @@ class Registry:
         Raises:
             BackplaneUnavailableError: The other workers cannot be told; nothing was done.
         """
-        session = self._live.get(digest)
+        session = self._held.get(digest)
         # Without its record nobody knows when it was issued; no id that is out there outlives one issued now.
         until = self.expiry(session.record) if session is not None else self._clock() + self._limits.max_age
         await self._end(digest, until, Count.ENDED_BY_OPERATOR)
 
     async def _end(self, digest: str, until: float, how: Count) -> None:
-        await self._backplane.revoke(digest, until)
+        try:
+            await self._backplane.revoke(digest, until)
+        except BaseException:
+            # Cancelled, it may have been told to the others all the same: the session must not go on here alone.
+            if self._backplane.has_heard(digest, 0):
+                self.end_here(digest)
+            raise
         self.counts.add(how)
-        await self._drop(digest)
+        await self._clear(digest, self._take(digest))
 
-    async def end_here(self, digest: str) -> None:
-        """Let go of a session that was ended elsewhere."""
-        await self._drop(digest)
+    def end_here(self, digest: str) -> None:
+        """Let go of a session that was ended elsewhere, if it is live here. Its clean-up runs later."""
+        session = self._take(digest)
+        if session is not None:
+            self.clean_ups.add(partial(self._clear, digest, session))
 
     async def sweep(self) -> None:
-        """Let the sessions hibernate that have been idle for longer than `idle_timeout`; end those that are too old."""
-        horizon = now() - self._limits.idle_timeout
-        idle: list[LiveSession] = []
-        for session in self._live.values():
-            if session.last_used > horizon:
-                break
-            idle.append(session)
-        for session in idle:
-            if self.expiry(session.record) <= self._clock():
-                await self._expire(session.hash)
-            elif session.busy:
-                self.touch(session)
-            else:
-                await self._hibernate(session)
-        await self._release_evicted()
+        """Let the sessions hibernate that have been idle for longer than `idle_timeout`; end those that are too old.
+
+        Waits for none of their clean-ups. Pauses now and then, so that others get their turn among many sessions.
+        """
+        horizon, wall = now() - self._limits.idle_timeout, self._clock()
+        for number, session in enumerate(self._held.all(), 1):
+            if self.expiry(session.record) <= wall:
+                if session in self._held:
+                    self.counts.add(Count.EXPIRED)
+                    self.end_here(session.hash)
+            elif session.last_used <= horizon and not session.busy:
+                self._hibernate(session)
+            if number % _SWEPT_AT_ONCE == 0:
+                await checkpoint()
 
     async def close(self) -> None:
-        """Let go of everything: the process ends. Ids stay good wherever their key is."""
-        for session in list(self._live.values()):
-            await self._hibernate(session)
-        await self._release_evicted()
+        """Let go of everything: the process ends. Ids stay good wherever their key is.
+
+        All clean-ups that have not run yet run beside each other, those of ended and evicted sessions too.
+        """
+        for session in self._held.all():
+            self._hibernate(session)
+        await self.clean_ups.finish()
 
     def _open(self, session_id: str) -> SessionRecord | None:
         packed = self._keys.open(session_id)
@@ -272,70 +312,90 @@ class Registry:
         """Return when a session ends by itself (wall clock, seconds)."""
         return record.issued + self._limits.max_age
 
-    def _make_room(self, owner: str) -> None:
-        """Put the longest idle session away if a cap is reached: one of the owner's own, if it is the owner's cap."""
-        own = self._of_owner.get(owner)
-        if own is not None and len(own) >= self._limits.max_live_per_owner:
-            self._evict(own)
-        elif len(self._live) >= self._limits.max_live:
-            self._evict(self._live)
-
-    def _evict(self, among: OrderedDict[str, LiveSession]) -> None:
-        for session in _longest_idle(among):
-            if not session.busy:
-                self._take(session.hash)
-                if session.connection.has_clean_up:
-                    self._evicted.append(session.connection)
-                self.counts.add(Count.HIBERNATED)
-                return
-        raise TooManySessionsError
-
-    def _take(self, digest: str) -> LiveSession | None:
-        """Stop holding a session, and return it if it was held."""
-        session = self._live.pop(digest, None)
-        if session is not None:
-            self.counts.add(Count.SESSIONS_NOW, -1)
-            own = self._of_owner.get(session.record.owner)
-            if own is not None:
-                del own[digest]
-                if not own:
-                    del self._of_owner[session.record.owner]
-        return session
-
-    async def _release_evicted(self) -> None:
-        while self._evicted:
-            await self._evicted.pop().clean_up()
-
-    async def _hibernate(self, session: LiveSession) -> None:
-        if self._take(session.hash) is not None:
+    def _hibernate(self, session: LiveSession) -> None:
+        """Put a session away, if it is still the one held. Its clean-up runs later: nobody need wait for it."""
+        if self._held.remove(session):
             self.counts.add(Count.HIBERNATED)
-            await session.connection.clean_up()
+            self._clean_up_later(session)
+
+    def _released(self, session: LiveSession) -> None:
+        """Clean up what was pushed on the exit stack of a session that was over while it was being used."""
+        self._clean_up_later(session)
+
+    def _clean_up_later(self, session: LiveSession) -> None:
+        if session.connection.has_clean_up:
+            self.clean_ups.add(session.connection.clean_up)
 
     async def _expire(self, digest: str) -> None:
-        if digest in self._live:
-            self.counts.add(Count.EXPIRED)
-        await self._drop(digest)
-
-    async def _drop(self, digest: str) -> None:
-        """Let go of a session that is over, and of what was logged for it."""
         session = self._take(digest)
+        if session is not None:
+            self.counts.add(Count.EXPIRED)
+        await self._clear(digest, session)
+
+    def _take(self, digest: str) -> LiveSession | None:
+        """Hold the session of that hash no longer, because it is over, and return it if it was held.
+
+        Its calls and streams end before anything is awaited: whatever happens then, they do not outlive it.
+        """
+        session = self._held.get(digest)
+        if session is not None:
+            self._held.remove(session)
+            session.end()
+        return session
+
+    async def _clear(self, digest: str, session: LiveSession | None) -> None:
+        """Drop what was logged for a session that is over, and clean up after it if it was live here."""
         try:
             await self._backplane.forget(digest)
         except BackplaneUnavailableError:
             log.info("what a session left on the backplane is left to run out", session=digest[:12])
-        if session is not None:
-            session.end()
-            await session.connection.clean_up()
+        finally:
+            if session is not None:
+                await session.connection.clean_up()
 
 
-def _longest_idle(sessions: OrderedDict[str, LiveSession]) -> Iterator[LiveSession]:
-    """Give each session, the longest idle first; the next one to look need not look at these again."""
-    for _ in range(len(sessions)):
-        session = next(iter(sessions.values()))
-        yield session
-        sessions.move_to_end(session.hash)
+class Use:
+    """One request's use of a session (`Registry.use`)."""
+
+    __slots__ = ("_calls", "_first", "_found", "_registry", "_reserved", "_session")
+
+    def __init__(self, registry: Registry, found: Found, calls: Sequence[RequestId], *, first: bool) -> None:
+        self._registry = registry
+        self._found = found
+        self._calls = calls
+        self._first = first
+        self._session: LiveSession
+        self._reserved: Mapping[RequestId, Reservation]
+
+    def __enter__(self) -> LiveSession:
+        """Hold the session and take the request ids. No checkpoint, and all or nothing."""
+        session = self._registry._get(self._found, first=self._first)  # noqa: SLF001 - a part of it
+        self._reserved = session.reserve(self._calls)
+        session.hold()
+        self._session = session
+        return session
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Give back those ids whose calls were never started, and let go of the session."""
+        for request_id, reservation in self._reserved.items():
+            self._session.finish_call(request_id, reservation)
+        self._session.release()
 
 
 def hash_of(session_id: str) -> str:
     """Return what stands for an id in logs and on the backplane. The id itself is a credential, and stays out."""
     return hashlib.blake2b(session_id.encode("ascii"), digest_size=16).hexdigest()
+
+
+__all__ = [
+    "Found",
+    "MakeOutbound",
+    "Registry",
+    "SessionLimits",
+    "SessionOverError",
+    "TooManySessionsError",
+    "Use",
+    "hash_of",
+]
