@@ -6,6 +6,7 @@ end, a sweep and a clean-up stand still in the middle while others run from thei
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -130,6 +131,7 @@ class RegistryMachine(RuleBasedStateMachine):
         """Sessions that a request, a question or a pin holds, once for each."""
         self.calls: list[tuple[LiveSession, int, Call]] = []
         self.questions: list[Question] = []
+        self.numbers = itertools.count()
         self.put_away_by_close: list[LiveSession] = []
         self.clean_ups: Counter[int] = Counter()
         self.pushed: dict[int, LiveSession] = {}
@@ -244,14 +246,14 @@ class RegistryMachine(RuleBasedStateMachine):
         session, request_id, call = self.calls[which % len(self.calls)]
         self.step(partial(session.cancel, request_id) if cancelled else call.over.set)
 
-    @precondition(lambda self: len(self.registry))
+    @precondition(lambda self: len(self.registry) > 0)
     @rule(which=st.integers(0, 9))
     def ask(self, which: int) -> None:
         live = self.registry.sessions()
         self.begin(partial(self._ask, live[which % len(live)]))
 
     async def _ask(self, session: LiveSession) -> None:
-        question = Question(f"q{len(self.pushed)}.{id(object())}")
+        question = Question(f"q{next(self.numbers)}")
         if session.add_question(question) is not None:
             return
         self.questions.append(question)
@@ -322,7 +324,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def host_cancels(self, which: int) -> None:
         self.step(self.tasks[which % len(self.tasks)].cancel)
 
-    @precondition(lambda self: len(self.registry))
+    @precondition(lambda self: len(self.registry) > 0)
     @rule()
     def close(self) -> None:
         """The lifespan ends: what is in use is put away with the rest."""
