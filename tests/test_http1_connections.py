@@ -112,7 +112,7 @@ async def test_a_client_that_says_no_more_is_answered(asked: bytes, autojump_clo
     app = App()
     async with serving(app) as connect:
         stream = await connect()
-        await stream.send_all(asked + asked)
+        await stream.send_all(GET + asked)
         await half_close(stream)
         await trio.testing.wait_all_tasks_blocked()
         app.gate.set()

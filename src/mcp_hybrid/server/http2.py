@@ -131,13 +131,9 @@ class HardenedH2Protocol(H2Protocol):
         # One by one: each may open or end a stream.
         admitted = (event for event in events if self._admit(event, gone))
         await super()._handle_events(cast("list[h2.events.Event]", admitted))
-        if any(isinstance(event, h2.events.RequestReceived) for event in events):
-            # Hypercorn takes each for one that is being served, also those that it has refused by itself.
-            for stream_id, stream in list(self.streams.items()):
-                if stream.closed:
-                    await self._close_stream(stream_id)
-            if not self.closed:
-                await self.send(Updated(idle=self.idle))
+        if not self.closed and any(isinstance(event, h2.events.RequestReceived) for event in events):
+            # Hypercorn takes each for one that is being served, also those that are over already.
+            await self.send(Updated(idle=self.idle))
 
     def _admit(self, event: h2.events.Event, gone: set[int]) -> bool:
         if self.closed or isinstance(event, h2.events.PriorityUpdated):
