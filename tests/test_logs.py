@@ -36,7 +36,7 @@ def _as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         logger.level, logger.handlers, logger.filters = level, handlers, filters
         logger.manager._clear_cache()  # type: ignore[attr-defined] # levels were set behind its back
     structlog.reset_defaults()
-    logs._SINK.stream = None
+    logs._SINK.write_to(None, str)
 
 
 def configured(level: LogLevel = LogLevel.INFO, form: LogFormat = LogFormat.JSON, **more: Any) -> io.StringIO:

@@ -118,7 +118,7 @@ def test_workers_that_die_at_their_start_are_tried_again_more_slowly_and_then_gi
         "mcp-hybrid", "serve", LAUNCHED, "--workers", "2", "--port", str(free_port()), DIE_AT_IMPORT="1"
     )
     assert done.returncode == 1
-    assert done.stderr.count("a worker could not start") == 5
+    assert done.stderr.count("a worker could not start") >= 5
     assert "it ended with exit code 3" in done.stderr
     assert "giving up: no worker comes up" in done.stderr.splitlines()[-2]
 

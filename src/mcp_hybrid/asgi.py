@@ -12,7 +12,7 @@ from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.running import application
 from mcp_hybrid.server.worker import harden
 from mcp_hybrid.settings import load
-from mcp_hybrid.telemetry.logs import configure_logging
+from mcp_hybrid.telemetry.logs import configure_logging, flush_logs, take_over_process
 
 UNJUDGED: Final = "no authentication configured: whoever reaches the address that this app is served on is let in"
 """An ASGI application does not know where it is served, so it cannot refuse as `mcp-hybrid serve` does."""
@@ -24,8 +24,10 @@ def _build() -> HybridApp:
     try:
         settings = load().settings
         configure_logging(settings.log.level, settings.log.format)
+        take_over_process()
         built = application(settings)
     except ConfigurationError as error:
+        flush_logs()
         sys.stderr.write(f"mcp-hybrid: {error}\n")
         raise SystemExit(2) from None
     if not (built.authenticated or settings.auth.allow_anonymous):

@@ -7,6 +7,7 @@ where all settings are checked, not here: a wrong one reads the same on the comm
 # No `from __future__ import annotations`: `_with_settings` hands real annotations, not their text, to typer.
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -31,9 +32,11 @@ class _Commands(TyperGroup):
             return super().invoke(ctx)
         except Exception as error:
             from mcp_hybrid.errors import ConfigurationError  # noqa: PLC0415 - see the module's docstring
+            from mcp_hybrid.telemetry.logs import flush_logs  # noqa: PLC0415 - see the module's docstring
 
             if not isinstance(error, ConfigurationError):
                 raise
+            flush_logs()  # so that this line comes last
             typer.echo(f"mcp-hybrid: {error}", err=True)
             raise typer.Exit(2) from None
 
@@ -117,9 +120,10 @@ def _with_settings(command: Callable[["Loaded"], None]) -> Callable[..., None]:
 def serve(loaded: "Loaded") -> None:
     """Serve TARGET until told to stop (SIGTERM or ctrl-C); with several workers, SIGHUP reloads."""
     from mcp_hybrid.server import launch  # noqa: PLC0415 - see the module's docstring
-    from mcp_hybrid.telemetry.logs import configure_logging  # noqa: PLC0415 - as above
+    from mcp_hybrid.telemetry.logs import configure_logging, take_over_process  # noqa: PLC0415 - as above
 
     configure_logging(loaded.settings.log.level, loaded.settings.log.format)
+    take_over_process()
     raise typer.Exit(launch.serve(loaded))
 
 
@@ -275,4 +279,15 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the `mcp-hybrid` script."""
+    _open_standard_streams()
     sys.exit(app())
+
+
+def _open_standard_streams() -> None:
+    """Have descriptors 0 to 2 be open: a socket that got one of these numbers would be written to by who prints."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115 - it is no path, and stays open
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 - as above
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115 - as above

@@ -31,6 +31,8 @@ class Count(StrEnum):
     """A connection was closed at once, because there were too many."""
     CONNECTIONS_NOT_READ = "connections_not_read"
     """A connection was closed because its client did not read what was written."""
+    LOG_LINES_DROPPED = "log_lines_dropped"
+    """A line of the log was dropped, as nobody read those before it."""
 
     SESSIONS_NOW = "sessions_now"
     CALLS_NOW = "calls_now"

@@ -8,6 +8,7 @@ to the other workers, which may have nothing to do.
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -45,9 +46,19 @@ class EagerListener(trio.abc.Listener[trio.SocketStream]):
             trio.ClosedResourceError: It was closed.
         """
         if not self._taken:
-            self._taken.append(await self._listener.accept())
+            self._taken.append(await self._accept())
             self._take_more(self._count() // SHARE)
         return self._taken.popleft()
+
+    async def _accept(self) -> trio.SocketStream:
+        try:
+            return await self._listener.accept()
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            # It was shut down, as the master has died (`parent`): the worker drains, and closes it.
+            await trio.sleep_forever()
+            raise AssertionError from None
 
     async def aclose(self) -> None:
         """Take no more connections. None is left: whoever takes them takes all before it can be told to stop."""

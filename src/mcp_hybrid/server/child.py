@@ -1,8 +1,8 @@
 """One of a master's workers: `python -m mcp_hybrid.server.child`, with descriptors it inherits as arguments.
 
 The first is a socket to the master, the others listen. By the first it is told how to start (one line of JSON), says
-whether it did (one line), and from then on is told to retire (a line) or to stop: the end of what can be read, which
-also comes when the master has died, so that no worker outlives it.
+whether it did (one line), and from then on is told to retire or to stop (a line each). The end of what can be read
+means that the master has died: then it drains and ends, so that no worker outlives its master (see `parent`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from pydantic import SecretStr
 
 from mcp_hybrid.app import HybridApp
 from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.server.parent import ParentWatch
 from mcp_hybrid.server.running import guarded_application, run
 from mcp_hybrid.server.stopping import Stopping
-from mcp_hybrid.server.worker_process import READY, RETIRE
+from mcp_hybrid.server.worker_process import READY, RETIRE, STOP
 from mcp_hybrid.settings import Settings, load
-from mcp_hybrid.telemetry.logs import configure_logging
+from mcp_hybrid.telemetry.logs import configure_logging, take_over_process
 
 UNUSABLE: Final = 2
 """The exit code of a worker whose settings or target cannot be used."""
@@ -34,6 +35,7 @@ UNUSABLE: Final = 2
 def main(*numbers: str) -> int:
     """Serve until told to stop; the exit code to leave with is returned."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal's goes to everybody; what it means the master decides
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it serves, ctrl-C needs no traceback
     control, *listeners = (socket.socket(fileno=int(number)) for number in numbers)
     for inherited in (control, *listeners):  # but not by what tools start
         inherited.set_inheritable(False)
@@ -42,10 +44,13 @@ def main(*numbers: str) -> int:
         if not start:  # the master is gone already
             return 0
         try:
-            settings = _settings(json.loads(start))
+            told = json.loads(start)
+            watch = ParentWatch(control, told["master"], listeners)
+            settings = _settings(told)
             configure_logging(settings.log.level, settings.log.format)
+            take_over_process()
             app = guarded_application(settings)
-            return trio.run(_serve, app, listeners, control)
+            return trio.run(_serve, app, listeners, control, watch)
         except ConfigurationError as error:
             with suppress(OSError):
                 control.sendall(f"{error}\n".encode())
@@ -63,11 +68,13 @@ def _settings(start: Mapping[str, Any]) -> Settings:
     return settings.model_copy(update={"sessions": settings.sessions.model_copy(update={"keys": keys})})
 
 
-async def _serve(app: HybridApp, listeners: Sequence[socket.socket], control: socket.socket) -> int:
+async def _serve(app: HybridApp, listeners: Sequence[socket.socket], control: socket.socket, watch: ParentWatch) -> int:
     stopping = Stopping(app.settings.server.drain_timeout)
     stopping.on_signals()
+    watch.serving(stopping)
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(control))
     trio.lowlevel.spawn_system_task(_obey, stream, stopping)
+    trio.lowlevel.spawn_system_task(_stop_listening, stopping, watch)
 
     async def started() -> None:
         with suppress(trio.BrokenResourceError):  # told to stop meanwhile: requests that came first are still finished
@@ -76,13 +83,21 @@ async def _serve(app: HybridApp, listeners: Sequence[socket.socket], control: so
     return await run(app, listeners, stopping, linger=True, started=started)
 
 
+async def _stop_listening(stopping: Stopping, watch: ParentWatch) -> None:
+    await stopping.told.wait()
+    watch.stop_listening()
+
+
 async def _obey(control: trio.SocketStream, stopping: Stopping) -> None:
     said = b""
     while piece := await _receive(control):
-        said += piece
-        if said == RETIRE:
-            stopping.retire()
-    stopping.stop("the master says so, or is gone")
+        *orders, said = (said + piece).split(b"\n")
+        for order in orders:
+            if order + b"\n" == RETIRE:
+                stopping.retire()
+            elif order + b"\n" == STOP:
+                stopping.stop("the master says so")
+    stopping.stop("the master is gone")
 
 
 async def _receive(control: trio.SocketStream) -> bytes:

@@ -22,12 +22,14 @@ from starlette.types import Receive, Scope, Send
 
 from mcp_hybrid.app import HybridApp
 from mcp_hybrid.authentication import require
+from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.accepting import BACKLOG
 from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
 from mcp_hybrid.server.worker import HardenedTCPServer, harden
 from mcp_hybrid.settings import Settings
 from mcp_hybrid.targets import load_target
+from mcp_hybrid.telemetry.logs import on_dropped_line
 
 KEEP_ALIVE_TIMEOUT: Final = 75.0
 """Seconds an idle connection is kept: longer than the usual 60 s of a load balancer, which must close first."""
@@ -43,6 +45,7 @@ def application(settings: Settings) -> HybridApp:
     """Return the ASGI app that serves the target in `settings`; raises ConfigurationError if it cannot be served."""
     app = HybridApp(load_target(settings.target), settings)
     HardenedTCPServer.limits, HardenedTCPServer.counts = settings.limits, app.counts
+    on_dropped_line(lambda: app.counts.add(Count.LOG_LINES_DROPPED))
     return app
 
 

@@ -15,6 +15,8 @@ from typing import Final
 import structlog
 import trio
 
+from mcp_hybrid.telemetry.logs import flush_logs
+
 LAST_WORDS: Final = 2.0
 """Seconds for the last answers to be taken once calls were stopped; then connections are cut."""
 FORCE_AFTER: Final = 5.0
@@ -25,6 +27,8 @@ meanwhile are told by the answer that it is the last; to others, the end of an i
 FORCED: Final = 1
 """The exit code of a process that had to be ended by force."""
 
+_LAST_LINES: Final = 0.5
+"""Seconds for the last lines of the log, in a process that is ended by force."""
 _FORCED: Final = "ended by force: something did not let go in time, most likely a tool that cannot be cancelled"
 
 log = structlog.get_logger()
@@ -66,7 +70,7 @@ class Stopping:
         def told(number: int, _frame: FrameType | None) -> None:
             for each in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(each, signal.SIG_DFL)
-            self._bound(FORCE_AFTER)  # here, as the loop may be blocked
+            self.bound(FORCE_AFTER)  # here, as the loop may be blocked
             token.run_sync_soon(self.stop, signal.Signals(number).name)
 
         for each in (signal.SIGTERM, signal.SIGINT):
@@ -76,19 +80,28 @@ class Stopping:
         if not self.told.is_set():
             log.info(what, why=why, drain_timeout=self._drain_timeout)
             self.told.set()
-            self._bound(force_after)
+            self.bound(force_after)
 
-    def _bound(self, force_after: float) -> None:
+    def bound(self, force_after: float) -> None:
+        """End by force so many seconds after the time for draining. Only the first call counts.
+
+        May be called in any thread, and in a signal handler.
+        """
         if not self._bounded:
             self._bounded = True
-            # Not `threading`: its locks may be held by what a signal has interrupted.
-            _thread.start_new_thread(_end_by_force, (self._drain_timeout + force_after,))
+            end_by_force_after(self._drain_timeout + force_after)
+
+
+def end_by_force_after(seconds: float) -> None:
+    """End this process after so many seconds, whatever it is doing then, with exit code `FORCED`."""
+    # Not `threading`: its locks may be held by what a signal has interrupted.
+    _thread.start_new_thread(_end_by_force, (seconds,))
 
 
 def _end_by_force(seconds: float) -> None:
     time.sleep(seconds)
-    _thread.start_new_thread(log.error, (_FORCED,))  # who reads the log may be what is stuck
-    time.sleep(0.2)
+    log.error(_FORCED)
+    flush_logs(_LAST_LINES)  # not longer: who reads the log may be what is stuck
     os._exit(FORCED)
 
 

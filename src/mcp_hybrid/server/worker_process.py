@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from subprocess import SubprocessError
 from typing import Any, Final, Self
 
 import trio
@@ -16,11 +17,22 @@ START_TIMEOUT: Final = 120.0
 READY: Final = b"ready\n"
 """What a worker says once it serves. Anything else is why it cannot."""
 RETIRE: Final = b"retire\n"
-"""What a worker is told when others have taken its place."""
+"""What the master writes when others have taken the worker's place."""
+STOP: Final = b"stop\n"
+"""What the master writes when the worker is to drain and end. The end of the stream means that the master has died."""
+LONGEST_REASON: Final = 64 * 1024
+"""Bytes that a worker may write before the end of its first line."""
+
+_WRITE_TIMEOUT: Final = 1.0
+"""Seconds for a write to a worker. It fits into the socket's buffer unless the worker has stopped reading."""
 
 
 class WorkerFailedError(Exception):
     """A worker that did not come up. Its text says why."""
+
+
+class WorkerEndedError(WorkerFailedError):
+    """A worker that ended before it was ready, without a word."""
 
 
 class WorkerRefusedError(WorkerFailedError):
@@ -37,7 +49,6 @@ class Worker:
         """Whether it came up."""
         self.since = 0.0
         """`trio.current_time()` of when it did."""
-        self._told = False
 
     @classmethod
     async def start(cls, listeners: Sequence[socket.socket], start: dict[str, Any]) -> Self:
@@ -46,52 +57,60 @@ class Worker:
         Raises:
             WorkerFailedError: The system has no room for one.
         """
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise WorkerFailedError(f"no socket for a process: {error.strerror}") from None
         with theirs:
             fds = [theirs.fileno(), *(listener.fileno() for listener in listeners)]
             # -P: modules of ours must not be looked for in the directory where the server happens to be started.
             command = [sys.executable, "-P", "-m", "mcp_hybrid.server.child", *map(str, fds)]
             try:
                 process = await trio.lowlevel.open_process(command, pass_fds=fds)
-            except OSError as error:
+            except (OSError, ValueError, SubprocessError) as error:
                 ours.close()
-                raise WorkerFailedError(f"no process could be started: {error.strerror}") from None
+                raise WorkerFailedError(f"no process could be started: {error}") from None
         worker = cls(process, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
-        await worker._say(json.dumps(start).encode() + b"\n")
+        await worker._write(json.dumps(start).encode() + b"\n")
         return worker
 
     async def until_ready(self) -> None:
-        """Wait until it serves.
+        """Wait until it serves, at most `START_TIMEOUT` seconds.
 
         Raises:
-            WorkerRefusedError: It cannot use what it was given.
+            WorkerRefusedError: It cannot use its settings or its target.
             WorkerFailedError: It died, or took too long.
         """
         said = b""
         with trio.move_on_after(START_TIMEOUT) as scope, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while not said.endswith(b"\n") and (piece := await self.control.receive_some()):
+            while not said.endswith(b"\n") and len(said) < LONGEST_REASON and (piece := await self._receive()):
                 said += piece
         if said == READY:
             self.ready, self.since = True, trio.current_time()
             return
         if said.endswith(b"\n"):
-            raise WorkerRefusedError(said.decode().strip())
-        if self._told:
-            raise WorkerFailedError("it was told to end")
+            raise WorkerRefusedError(said.decode(errors="replace").strip())
         if scope.cancelled_caught:
-            self.process.kill()
             raise WorkerFailedError(f"not ready after {START_TIMEOUT:g} s")
-        raise WorkerFailedError(f"it ended with exit code {await self.process.wait()}")
+        raise WorkerEndedError("it ended")
 
     async def retire(self) -> None:
-        """Tell it to end because others have taken its place."""
-        await self._say(RETIRE)
+        """Ask it to end because others have taken its place."""
+        await self._write(RETIRE)
 
     async def stop(self) -> None:
-        """Tell it to end."""
-        self._told = True
-        await self.control.aclose()
+        """Ask it to drain and end."""
+        await self._write(STOP)
+        if not self.ready and self.process.returncode is None:
+            # While it imports its target it reads nothing. SIGTERM ends it then, and drains it if it serves by now.
+            self.process.terminate()
 
-    async def _say(self, data: bytes) -> None:
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+    async def _receive(self) -> bytes:
+        return bytes(await self.control.receive_some())
+
+    async def _write(self, data: bytes) -> None:
+        with (
+            trio.move_on_after(_WRITE_TIMEOUT),
+            suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+        ):
             await self.control.send_all(data)

@@ -13,9 +13,12 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Final, TextIO
+from functools import lru_cache, partial
+from types import TracebackType
+from typing import Any, Final, TextIO
 
 import structlog
 from pydantic_core import to_json
@@ -23,34 +26,68 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from mcp_hybrid.settings import LogFormat, LogLevel
+from mcp_hybrid.telemetry.log_writer import AT_EXIT, LogWriter
 
 QUIET_LOGGERS: Final = ("mcp", "hypercorn")
 """Heard from `warning` up unless we debug: the SDK's info lines quote what tools say of their arguments, and
 Hypercorn's repeat the address it listens on."""
 
 
-class _Sink:
-    """The stream that all loggers write to.
+log = structlog.get_logger("mcp_hybrid")
 
-    One object for the life of the process, so that loggers which are cached follow when the stream is set again. A
-    reader of the log that has gone away must not fail the request that is being logged: such lines are lost.
+
+class _Sink:
+    """Where all loggers write to.
+
+    One object for the life of the process, so that loggers which are cached follow when the stream is set again. Who
+    reads the log must not fail the request that is being logged, nor hold it up: what goes to a descriptor is written
+    by `log_writer`, and lines that nobody reads are dropped. What has no descriptor is memory, and is written at once.
     """
 
     def __init__(self) -> None:
-        self.stream: TextIO | None = None
-        self._lock = threading.Lock()  # tools and libraries log from worker threads too
+        self._stream: TextIO | None = None
+        self._writer = LogWriter()
+        self._lock = threading.RLock()  # tools and libraries log from worker threads too
+        self._use(_nowhere)
 
-    def msg(self, line: str) -> None:
-        if self.stream is None:
-            return
-        with self._lock:
-            try:
-                self.stream.write(line + "\n")
-                self.stream.flush()
-            except (OSError, ValueError):  # ValueError: the stream is closed
-                pass
+    def _use(self, write: Callable[[str], None]) -> None:
+        self.msg = self.log = self.debug = self.info = self.warning = self.error = self.critical = write
 
-    log = debug = info = warning = error = critical = exception = msg
+    def write_to(self, stream: TextIO | None, report: Callable[[int], str]) -> None:
+        """Write to `stream` from now on."""
+        self._stream = stream
+        if stream is None:
+            self._use(_nowhere)
+        elif _has_descriptor(stream):
+            self._writer.write_to(stream, report)
+            self._use(self._writer.write)
+        else:
+            self._use(self._to_memory)
+
+    def on_drop(self, hook: Callable[[], None]) -> None:
+        """Have `hook` called for each line that is dropped."""
+        self._writer.on_drop(hook)
+
+    def flush(self, timeout: float) -> None:
+        """Wait until the lines so far are written, at most so many seconds."""
+        self._writer.flush(timeout)
+
+    def _to_memory(self, line: str) -> None:
+        with self._lock, suppress(OSError, ValueError):  # ValueError: the stream is closed
+            if self._stream is not None:
+                self._stream.write(line + "\n")
+
+
+def _nowhere(line: str) -> None:
+    pass
+
+
+def _has_descriptor(stream: TextIO) -> bool:
+    try:
+        stream.fileno()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 _SINK: Final = _Sink()
@@ -63,8 +100,9 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             _SINK.msg(self.format(record))
-        except Exception:  # noqa: BLE001 - logging's contract: a record that cannot be formatted fails nobody
-            self.handleError(record)
+        except Exception as exc:  # noqa: BLE001 - logging's contract: a record that cannot be formatted fails nobody
+            # `handleError` would print it, and wait for whoever reads that.
+            log.error("a log record could not be formatted", logger=record.name, why=type(exc).__name__)  # noqa: TRY400
 
 
 class _WithoutOwnHandler(logging.Filter):
@@ -92,7 +130,7 @@ def configure_logging(
 
     May be called again, and the last call counts; only a logger that has been used already keeps its level.
     """
-    _SINK.stream = sys.stderr if stream is None else stream
+    stream = sys.stderr if stream is None else stream  # None, too, if it was closed before the process started
     threshold = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -100,7 +138,8 @@ def configure_logging(
         _stamp,
         _exceptions,
     ]
-    rendering = _rendering(format, _SINK.stream)
+    rendering = _rendering(format, stream)
+    _SINK.write_to(stream, partial(_missing, rendering))
     _PROCESSORS[:] = [*shared, *rendering]
     structlog.configure(
         processors=_PROCESSORS,
@@ -109,6 +148,61 @@ def configure_logging(
         cache_logger_on_first_use=True,
     )
     _configure_standard_library(threshold, shared, rendering)
+
+
+def take_over_process() -> None:
+    """Log what Python itself would print: exceptions that nobody caught, in any thread, and warnings.
+
+    Printing waits for whoever reads it. For processes that are ours, after `configure_logging`.
+    """
+    sys.excepthook = _log_uncaught
+    sys.unraisablehook = _log_ignored
+    threading.excepthook = _log_uncaught_in_thread
+    logging.captureWarnings(capture=True)
+
+
+def flush_logs(timeout: float = AT_EXIT) -> None:
+    """Wait until the lines so far are written, at most `timeout` seconds. For what ends the process or prints."""
+    _SINK.flush(timeout)
+
+
+def on_dropped_line(hook: Callable[[], None]) -> None:
+    """Have `hook` called for each line that is dropped because nobody reads the log. It must not log."""
+    _SINK.on_drop(hook)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        flush_logs()
+        sys.__excepthook__(kind, error, trace)
+    else:
+        log.critical("the process ends: an exception was not caught", exc_info=error)
+        flush_logs()
+
+
+def _log_ignored(ignored: sys.UnraisableHookArgs) -> None:
+    if ignored.exc_value is not None:
+        log.error("an exception was ignored", why=ignored.err_msg, at=_name(ignored.object), exc_info=ignored.exc_value)
+
+
+def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:
+    if args.exc_value is not None and not isinstance(args.exc_value, SystemExit):
+        thread = None if args.thread is None else args.thread.name
+        log.error("a thread ended: an exception was not caught", thread=thread, exc_info=args.exc_value)
+
+
+def _name(thing: object) -> str:
+    """Return the name of what an exception came from. Its `repr` may show values."""
+    return str(getattr(thing, "__qualname__", type(thing).__qualname__))
+
+
+def _missing(rendering: list[Processor], lines: int) -> str:
+    """Return the line that stands for lines that were dropped."""
+    event: EventDict = {"event": "log lines were dropped: the log was not read", "level": "warning", "lines": lines}
+    text: Any = _stamp(None, "warning", event)
+    for render in rendering:
+        text = render(None, "warning", text)
+    return str(text)
 
 
 def _sink(*_: object) -> _Sink:
@@ -133,8 +227,8 @@ def _configure_standard_library(threshold: int, shared: list[Processor], renderi
     hypercorns.addFilter(_HYPERCORNS_FILTER)
 
 
-def _rendering(form: LogFormat, stream: TextIO) -> list[Processor]:
-    terminal = stream.isatty()
+def _rendering(form: LogFormat, stream: TextIO | None) -> list[Processor]:
+    terminal = stream is not None and stream.isatty()
     if form is LogFormat.JSON or (form is LogFormat.AUTO and not terminal):
         return [_as_json]
     colors = terminal and "NO_COLOR" not in os.environ

@@ -100,6 +100,11 @@ _FAMILIES: Final = (
         {Count.CONNECTIONS_TURNED_AWAY: "connections", Count.CONNECTIONS_NOT_READ: "write_time"},
         "limit",
     ),
+    _Family(
+        "log_lines_dropped",
+        "Lines of the log that were dropped, as nobody read those before them",
+        {Count.LOG_LINES_DROPPED: ""},
+    ),
 )
 
 _Add = Callable[[float], None]
