@@ -166,7 +166,7 @@ class Generation:
             else:
                 if scope.cancelled_caught:
                     failed = WorkerEndedError("it ended")
-            if failed is not None and not run.ended.is_set():
+            if isinstance(failed, WorkerEndedError):
                 with trio.move_on_after(LAST_LINE):  # its exit code says more
                     await run.ended.wait()
 
