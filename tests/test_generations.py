@@ -164,7 +164,7 @@ class World:
 
     @property
     def starting(self) -> list[StandIn]:
-        return [each for each in self.living if not each.ready]
+        return [each for each in self.living if not each.ready and not each.told]
 
     def order(self, number: signal.Signals) -> None:
         self.master._obey(number)
