@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -131,6 +132,31 @@ async def test_workers_do_not_outlive_their_master(three: ServerProcess) -> None
     await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
     three._running().wait()
     three.kill()
+
+
+async def test_a_worker_whose_loop_is_blocked_gives_the_port_back_and_ends_without_its_master(tmp_path: Path) -> None:
+    record = tmp_path / "record"
+    with many(2, SERVER__DRAIN_TIMEOUT="100ms", RECORD_FILE=str(record)) as server:
+        await until(logged(server, '"serving"'))
+        orphans = workers(server)
+        async with calling(server.port, tool("unstoppable", {"how": "in the loop"}, token="t")):
+            await until(lambda: "stuck" in record.read_text())
+            os.kill(server.pid, signal.SIGKILL)
+            await until(lambda: can_be_bound(server.port))
+            await until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
+        server._running().wait()
+        server.kill()
+
+
+def can_be_bound(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        probe.listen()
+        return True
 
 
 # Reloading
@@ -387,6 +413,16 @@ async def test_a_tool_that_cannot_be_cancelled_does_not_hold_the_process(size: i
             assert await ended(server) == 1
     # A worker whose loop is blocked does not hear that it should end; its master waits a little longer.
     assert ("had to be killed" if (size, how) == (2, "in the loop") else "ended by force") in server.log
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_clean_up_that_hangs_does_not_hold_the_process(size: int) -> None:
+    environ = KEY | variables({"SERVER__DRAIN_TIMEOUT": "100ms"}) | {"HANG_AT_STOP": "1"}
+    with serve(LAUNCHED, "--workers", str(size), env=environ) as server:
+        await until(logged(server, '"serving"'))
+        os.kill(server.pid, signal.SIGTERM)
+        assert await ended(server) == 1
+    assert "ended by force" in server.log
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -23,6 +23,9 @@ async def lifespan(_server: MCPServer[None]) -> AsyncIterator[None]:
     note("enter")
     yield
     note("exit")
+    if "HANG_AT_STOP" in os.environ:
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(3600)
     if "FAIL_AT_STOP" in os.environ:
         raise RuntimeError("no disk")
 
