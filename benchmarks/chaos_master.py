@@ -31,7 +31,7 @@ PATIENCE: Final = 120.0
 """Seconds until the wanted number must serve again; delays after workers that died early are part of it."""
 MOMENT: Final = 3.0
 """Seconds after the disturbance within which the worker is killed: longer than a start takes."""
-ENVIRON: Final = {"MCP_HYBRID_LOG__LEVEL": "warning", "MCP_HYBRID_SERVER__DRAIN_TIMEOUT": "2"}
+ENVIRON: Final = {"MCP_HYBRID_LOG__LEVEL": "warning"}
 
 
 def workers(server: ServerProcess) -> set[int]:

@@ -53,9 +53,10 @@ def test_killed_workers_cost_the_calls_that_were_on_them_and_no_session(
     assert f"{faults // 12}  a worker is killed" in chaos(faults, "--workers", "3")
 
 
-def test_the_wanted_number_of_workers_serves_again_whenever_one_is_killed() -> None:
-    command = [sys.executable, str(SCRIPT.with_name("chaos_master.py")), "--kills", "4", "--workers", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
+@pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.release)])
+def test_the_wanted_number_of_workers_serves_again_whenever_one_is_killed(kills: int) -> None:
+    command = [sys.executable, str(SCRIPT.with_name("chaos_master.py")), "--kills", str(kills), "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=4 * LONGEST, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     for kind in ("while they serve", "during a reload", "during a drain", "during a start"):
-        assert f"1 killed {kind}" in done.stdout
+        assert f" killed {kind}" in done.stdout
