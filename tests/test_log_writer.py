@@ -114,6 +114,7 @@ def test_a_finalizer_that_logs_while_a_line_is_queued_does_not_wait(pipe: Pipe, 
     assert pipe.read(writer) == ["from within"]
 
 
+@pytest.mark.process
 def test_a_forked_process_writes_its_own_lines_and_not_its_parents() -> None:
     program = (
         "import os, sys; from mcp_hybrid.telemetry.log_writer import LogWriter\n"
@@ -138,6 +139,7 @@ def run(program: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("program", "exception"),
     [
@@ -151,12 +153,14 @@ def test_what_python_would_print_of_an_exception_is_a_line_of_the_log(program: s
     assert exception in last["exception"]
 
 
+@pytest.mark.process
 def test_the_last_lines_before_an_end_are_written_and_warnings_are_too() -> None:
     lines = run("warnings.warn('old'); structlog.get_logger().info('bye')")
     assert "UserWarning: old" in lines[0]["event"]
     assert lines[-1]["event"] == "bye"
 
 
+@pytest.mark.process
 def test_a_record_that_cannot_be_formatted_is_a_line_and_prints_nothing() -> None:
     (line,) = run("logging.getLogger('elsewhere').warning('%d', 'no number')")
     assert (line["event"], line["logger"]) == ("a log record could not be formatted", "elsewhere")
