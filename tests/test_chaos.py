@@ -54,7 +54,7 @@ def test_killed_workers_cost_the_calls_that_were_on_them_and_no_session(
 
 
 @pytest.mark.parametrize("kills", [4, pytest.param(50, marks=pytest.mark.release)])
-def test_the_wanted_number_of_workers_serves_again_whenever_one_is_killed(kills: int) -> None:
+def test_the_wanted_number_serves_again_whenever_a_worker_is_killed(kills: int) -> None:
     command = [sys.executable, str(SCRIPT.with_name("chaos_master.py")), "--kills", str(kills), "--workers", "2"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=4 * LONGEST, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -70,7 +70,7 @@ def test_lines_are_written_in_order_without_being_asked_for(pipe: Pipe, writer: 
     assert pipe.read(writer) == [f"line {number}" for number in range(500)]
 
 
-def test_lines_nobody_reads_are_dropped_counted_and_named_in_their_place(pipe: Pipe, writer: LogWriter) -> None:
+def test_lines_nobody_reads_are_dropped_counted_and_named_in_place(pipe: Pipe, writer: LogWriter) -> None:
     dropped: list[None] = []
     writer.on_drop(lambda: dropped.append(None))
     line = "x" * 1000
@@ -114,6 +114,7 @@ def test_a_finalizer_that_logs_while_a_line_is_queued_does_not_wait(pipe: Pipe, 
     assert pipe.read(writer) == ["from within"]
 
 
+@pytest.mark.process
 def test_a_forked_process_writes_its_own_lines_and_not_its_parents() -> None:
     program = (
         "import os, sys; from mcp_hybrid.telemetry.log_writer import LogWriter\n"
@@ -138,6 +139,7 @@ def run(program: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stderr.splitlines()]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("program", "exception"),
     [
@@ -146,23 +148,25 @@ def run(program: str) -> list[dict[str, Any]]:
         ("class A:\n def __del__(self): raise ValueError('late')\nA()", "ValueError: late"),
     ],
 )
-def test_what_python_would_print_of_an_exception_is_a_line_of_the_log(program: str, exception: str) -> None:
+def test_an_exception_that_python_would_print_is_a_line_of_the_log(program: str, exception: str) -> None:
     *_, last = run(f"structlog.get_logger().info('before')\n{program}")
     assert exception in last["exception"]
 
 
+@pytest.mark.process
 def test_the_last_lines_before_an_end_are_written_and_warnings_are_too() -> None:
     lines = run("warnings.warn('old'); structlog.get_logger().info('bye')")
     assert "UserWarning: old" in lines[0]["event"]
     assert lines[-1]["event"] == "bye"
 
 
+@pytest.mark.process
 def test_a_record_that_cannot_be_formatted_is_a_line_and_prints_nothing() -> None:
     (line,) = run("logging.getLogger('elsewhere').warning('%d', 'no number')")
     assert (line["event"], line["logger"]) == ("a log record could not be formatted", "elsewhere")
 
 
-def test_the_line_about_missing_ones_has_the_form_of_the_others(pipe: Pipe) -> None:
+def test_the_line_about_missing_ones_is_like_the_others(pipe: Pipe) -> None:
     rendering = logs._rendering(LogFormat.JSON, pipe.stream)
     line = json.loads(logs._missing(rendering, 7))
     assert (line["level"], line["lines"]) == ("warning", 7)

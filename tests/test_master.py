@@ -134,7 +134,7 @@ async def test_workers_do_not_outlive_their_master(three: ServerProcess) -> None
     three.kill()
 
 
-async def test_a_worker_whose_loop_is_blocked_gives_the_port_back_and_ends_without_its_master(tmp_path: Path) -> None:
+async def test_a_blocked_worker_gives_the_port_back_and_ends_with_its_master(tmp_path: Path) -> None:
     record = tmp_path / "record"
     with many(2, SERVER__DRAIN_TIMEOUT="100ms", RECORD_FILE=str(record)) as server:
         await until(logged(server, '"serving"'))
