@@ -188,9 +188,11 @@ async def test_a_host_that_would_break_out_of_the_challenge_does_not(guarded: Gu
         assert challenge(answer) == NONE.replace("127.0.0.1:8000", "localhost")
 
 
-@pytest.mark.parametrize("path", ["/", "/mcp/", "/a/b"])
-async def test_the_challenge_points_to_the_metadata_wherever_the_endpoint_is(guarded: Guarded, path: str) -> None:
-    async with guarded.running(path=path) as setup:
+@pytest.mark.parametrize(("setting", "path"), [("/", "/"), ("/mcp/", "/mcp"), ("/a/b", "/a/b")])
+async def test_the_challenge_points_to_the_metadata_wherever_the_endpoint_is(
+    guarded: Guarded, setting: str, path: str
+) -> None:
+    async with guarded.running(path=setting) as setup:
         where = challenge(await ask(setup.client, path=path)).partition('resource_metadata="http://127.0.0.1:8000')[2]
         answer = await setup.client.request("GET", where.partition('"')[0])
         assert answer.json()["resource"] == f"http://127.0.0.1:8000{path}"

@@ -47,7 +47,7 @@ def test_a_flood_that_makes_the_server_grow_is_a_failure(
     main = script["main"]
 
     @contextmanager
-    def serving() -> Iterator[tuple[int, int]]:
+    def serving(_env: object) -> Iterator[tuple[int, int]]:
         yield 0, 0
 
     async def flood(_port: int, count: int, _connections: int) -> object:

@@ -172,7 +172,7 @@ def other_loop(ctx: Context) -> str:
 
 @server.tool()
 def other_loop_outside_of_the_call(ctx: Context) -> str:
-    asyncio.run(ctx.session.send_log_message("info", "from elsewhere", logger="hostile"))
+    asyncio.run(ctx.session.send_tool_list_changed())
     return "sent"
 
 
