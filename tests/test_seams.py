@@ -52,7 +52,7 @@ ROOMS = {
     "clock": set(),
     "routing": {"errors"},
     "security": {"errors", "routing"},
-    "backplane": {"errors"},
+    "backplane": {"errors", "clock"},
     "sessions": {"errors", "counts", "clock", "routing", "security", "backplane"},
     "exchange": {"errors", "counts", "clock", "routing", "security", "backplane", "sessions"},
     "service": {"errors", "counts", "clock", "routing", "security", "backplane", "sessions", "exchange"},

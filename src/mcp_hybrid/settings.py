@@ -27,6 +27,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from mcp_hybrid.backplane import LogLimits
 from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.routing.modes import Mode, ProgressPolicy, UnknownSession
 from mcp_hybrid.security.limits import Bounds
@@ -129,6 +130,17 @@ class SessionSettings(_Section):
     """Sessions that may hold memory at a time; beyond it the longest idle ones give theirs back."""
     max_live_per_owner: CountOrNone = 0
     """The same for the sessions of one owner, so that nobody crowds out the others. 0: no limit."""
+    max_ended: Count = 200_000
+    """Ended sessions that are remembered one by one; beyond it the sessions that began first are over, all of them."""
+    log_bytes: Size = 64 * 2**20
+    """Bytes that event logs may hold for clients that come back; beyond it those that are needed least are dropped."""
+    result_bytes: Size = 8 * 2**20
+    """Bytes of a call's result up to which it is kept for a client that lost the connection."""
+
+    def log_limits(self, request_timeout: float) -> LogLimits:
+        """Return what event logs may hold. One outlives the longest call, or nobody could come back for its end."""
+        age = max(LogLimits().age, request_timeout + 60)
+        return LogLimits(result_bytes=self.result_bytes, total_bytes=self.log_bytes, age=age)
 
     def decoded_keys(self) -> list[bytes]:
         """Return the keys as bytes, 32 each, in order."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeGuard
 
 from mcp_types import PROTOCOL_VERSION_META_KEY, ProgressToken, RequestId
 from pydantic_core import from_json
@@ -17,6 +17,10 @@ from mcp_hybrid.routing.depth import is_deeper
 
 BATCH_LIMIT: Final = 100
 """Messages in one batch. A 4 MiB body holds a hundred thousand pings; nobody needs them answered at once."""
+
+LONGEST_ID: Final = 256
+"""Characters of the longest request id or progress token. They are kept, sent to other workers, and go back with every
+message; integers have 64 bits at most."""
 
 _PARSER_GAVE_UP: Final = "recursion limit"
 """What the parser's error says of a body that is deeper than it can read: some 200 levels."""
@@ -39,7 +43,7 @@ class Request:
     def progress_token(self) -> ProgressToken | None:
         """The token that opts in to progress. `0` and `""` are tokens; it keeps its JSON type."""
         token = self._meta.get("progressToken")
-        return token if isinstance(token, str | int) and not isinstance(token, bool) else None
+        return token if _is_request_id(token) else None
 
     @property
     def name(self) -> str | None:
@@ -151,7 +155,7 @@ def _call(decoded: dict[str, Any], id_: RequestId | None) -> Request | Notificat
         return Notification(method, params)
     if id_ is None:
         # Taking a malformed id for "no id" would answer 202 to a request that is owed an error.
-        return Fault(Cause.NOT_A_MESSAGE, '"id" must be a string or an integer.')
+        return Fault(Cause.NOT_A_MESSAGE, '"id" must be a string of at most 256 characters or an integer of 64 bits.')
     return Request(id_, method, params, decoded)
 
 
@@ -172,5 +176,7 @@ def _response(decoded: dict[str, Any], id_: RequestId | None) -> Response | Faul
     return Fault(Cause.NOT_A_MESSAGE, 'A JSON-RPC message has a "method", or it is a response.')
 
 
-def _is_request_id(value: object) -> bool:
-    return isinstance(value, str | int) and not isinstance(value, bool)
+def _is_request_id(value: object) -> TypeGuard[RequestId]:
+    if isinstance(value, str):
+        return len(value) <= LONGEST_ID
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**64

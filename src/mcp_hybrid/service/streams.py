@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Final
 
 import anyio
 import structlog
@@ -13,8 +14,10 @@ from mcp_types.version import is_version_at_least
 from mcp_hybrid.backplane import BackplaneUnavailableError, Signal, SignalKind, StreamKey
 from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import Cause, Fault
+from mcp_hybrid.exchange.context import notification
 from mcp_hybrid.exchange.standalone import (
     STANDALONE,
+    Following,
     find_resume_point,
     is_over,
     serve_stream,
@@ -24,6 +27,10 @@ from mcp_hybrid.service.incoming import Exchange
 from mcp_hybrid.service.kernel import RESUMABLE_SINCE, Kernel
 
 log = structlog.get_logger("mcp_hybrid")
+
+
+_GRAVER: Final = frozenset({"error", "critical", "alert", "emergency"})
+"""The log levels above `warning` (RFC 5424)."""
 
 
 class Streams:
@@ -70,10 +77,11 @@ class Streams:
                 session.open_stream(name, scope.cancel)
             assert after is not None
             resumable = is_version_at_least(exchange.route.version, RESUMABLE_SINCE)
+            tell_missed = partial(self._tell_missed, stream) if stream.name == STANDALONE else None
+            following = Following(self._kernel.backplane, stream, after, resumable, tell_missed)
             serving = partial(
-                serve_stream, exchange.send, exchange.receive, exchange.answer_headers(),
-                self._kernel.backplane, stream, after, scope, resumable=resumable,
-            )  # fmt: skip
+                serve_stream, exchange.send, exchange.receive, exchange.answer_headers(), following, scope
+            )
             if exchange.lapsed is None:
                 await serving()
             else:
@@ -87,6 +95,20 @@ class Streams:
             if stream.name == STANDALONE:
                 self._kernel.spawn(partial(self._release, stream, name))
         return None
+
+    def _tell_missed(self, stream: StreamKey, missed: int) -> bytes | None:
+        """Return the log message that so many messages of a GET stream were dropped, if its client takes such.
+
+        It does where the server has declared that it logs, and the client has not asked for what is graver only.
+        """
+        self._kernel.registry.counts.add(Count.MESSAGES_DROPPED, missed)
+        log.warning("a client read its GET stream too slowly", dropped=missed, session=stream.session[:12])
+        session = self._kernel.registry.live(stream.session)
+        if session is None or not self._kernel.logs or session.log_level in _GRAVER:
+            return None
+        what = "1 message was" if missed == 1 else f"{missed} messages were"
+        text = f"{what} dropped here: they came faster than this stream was read."
+        return notification("notifications/message", {"level": "warning", "logger": "mcp-hybrid", "data": text})
 
     async def _prepare(self, exchange: Exchange, stream: StreamKey, after: str | None, name: str) -> str:
         """Do what can fail before a standalone stream is opened, and return after what it goes on.

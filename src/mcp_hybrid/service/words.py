@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Final
 
 import structlog
 from pydantic_core import from_json, to_json
@@ -13,7 +12,7 @@ from mcp_hybrid.backplane import Signal, SignalKind
 from mcp_hybrid.errors import Fault
 from mcp_hybrid.exchange.changes import Publish, decode_event
 from mcp_hybrid.exchange.wire import write_empty
-from mcp_hybrid.routing.message import Notification, Response
+from mcp_hybrid.routing.message import LONGEST_ID, Notification, Response
 from mcp_hybrid.routing.table import RouteName
 from mcp_hybrid.service.incoming import Exchange
 from mcp_hybrid.service.kernel import Kernel
@@ -22,9 +21,6 @@ from mcp_hybrid.sessions.live import LiveSession
 from mcp_hybrid.sessions.questions import asking_worker, reported
 
 log = structlog.get_logger("mcp_hybrid")
-
-LONGEST_ID: Final = 1024
-"""Characters of a request id up to which a cancellation is passed on. It goes to every worker, whoever sent it."""
 
 
 class Words:

@@ -95,6 +95,11 @@ _FAMILIES: Final = (
         {Count.PROGRESS_WITHHELD: ""},
     ),
     _Family(
+        "messages_dropped",
+        "Messages for GET streams that were dropped, as the client read too slowly",
+        {Count.MESSAGES_DROPPED: ""},
+    ),
+    _Family(
         "connections_closed",
         "Connections that were closed for a limit",
         {Count.CONNECTIONS_TURNED_AWAY: "connections", Count.CONNECTIONS_NOT_READ: "write_time"},
