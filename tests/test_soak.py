@@ -15,11 +15,12 @@ LONGEST = 300
 
 pytestmark = [
     pytest.mark.process,
+    pytest.mark.long,
     pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="memory is read from /proc"),
 ]
 
 
-@pytest.mark.parametrize("backplane", ["memory", "redis"])
+@pytest.mark.parametrize("backplane", ["memory", pytest.param("redis", marks=pytest.mark.redis)])
 def test_a_load_with_streams_is_answered_and_its_figures_written(tmp_path: Path, backplane: str) -> None:
     """Whether memory is flat shows in minutes only: of the exit code no more is asked here than right answers."""
     options = ["--minutes", "0.1", "--clients", "1", "--backplane", backplane, "--out", str(tmp_path)]
