@@ -18,6 +18,7 @@ import anyio.lowlevel
 import pytest
 import structlog.testing
 from anyio.abc import SocketAttribute
+from coredis.exceptions import ResponseError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,8 +36,9 @@ from mcp_hybrid.backplane import (
     StateTooLargeError,
     StreamKey,
     UnknownEventError,
+    number_of,
 )
-from mcp_hybrid.backplane.protocol import STATE_LIMIT
+from mcp_hybrid.backplane.protocol import PAGE_BYTES, STATE_LIMIT
 from mcp_hybrid.backplane.redis import RedisBackplane, inbox, logs
 from mcp_hybrid.backplane.redis.connection import FAILURES, RedisConnection
 
@@ -152,10 +154,278 @@ async def test_a_log_keeps_so_many_entries_and_bytes(make: Make) -> None:
     backplane = make(LogLimits(events=3, bytes=100))
     async with running(backplane):
         ids = [await added(backplane, b"x") for _ in range(5)]
-        assert [await backplane.holds(CALL, id_) for id_ in (ids[0], *ids[2:])] == [False, True, True, True]
+        assert [entry.id for entry in await backplane.read(CALL, ids[0])] == ids[2:]
         large = await added(backplane, b"y" * 98)
-        assert [entry.id for entry in await backplane.read(CALL, ids[4])] == [large]
-        assert not await backplane.holds(CALL, ids[1])
+        assert [entry.id for entry in await backplane.read(CALL, ids[0])] == [ids[3], ids[4], large]
+        larger = await added(backplane, b"y" * 101)
+        assert [entry.id for entry in await backplane.read(CALL, ids[0])] == [larger]
+
+
+async def test_what_was_dropped_from_a_log_shows_in_the_numbers(make: Make) -> None:
+    backplane = make(LogLimits(events=3))
+    async with running(backplane):
+        start = await backplane.tail(CALL)
+        for _ in range(5):
+            await added(backplane, b"x")
+        assert await backplane.holds(CALL, start)
+        assert [number_of(entry.id) for entry in await backplane.read(CALL, start)] == [3, 4, 5]
+        assert number_of(start) == 0
+
+
+async def test_results_are_kept_whatever_else_is_dropped(make: Make) -> None:
+    backplane = make(LogLimits(events=3, bytes=100))
+    async with running(backplane):
+        start = await backplane.tail(CALL)
+        for _ in range(5):
+            await added(backplane, b"x")
+        for size in (1_200_000, 500):
+            await backplane.append(CALL, b"r" * size, result=True)
+        await backplane.append(CALL, None)
+        read = await all_of(backplane, start)
+        assert [len(entry.data or b"") for entry in read] == [1, 1, 1, 1_200_000, 500, 0]
+
+
+async def all_of(backplane: Backplane, after: str) -> list[Entry]:
+    """Read a log that has ended, page by page."""
+    read: list[Entry] = []
+    while not read or read[-1].data is not None:
+        read += await backplane.read(CALL, read[-1].id if read else after)
+    return read
+
+
+async def test_a_log_is_read_in_bounded_pages(make: Make) -> None:
+    backplane = make()
+    async with running(backplane):
+        start = await backplane.tail(CALL)
+        for _ in range(9):
+            await added(backplane, b"x" * (PAGE_BYTES // 3))
+        await added(backplane, None)
+        page = await backplane.read(CALL, start)
+        assert len(page) == 3
+        assert len(await all_of(backplane, start)) == 10
+
+
+FOREIGN = [
+    "", "-", "1", "s.1-1", "99-99", "deadbeef-3", f"1-{'1' * 5000}", f"{2**64}-1", f"{2**63}-{2**64}", "1--1", "1-1 ",
+    "1-\u0661", "(1-1", "+", "-1-1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("after", FOREIGN)
+async def test_an_id_of_any_other_form_is_none_of_the_log(make: Make, after: str) -> None:
+    """Those of another backplane, too: none of them is a fault of the server's, or says anything about Redis."""
+    backplane = make()
+    async with running(backplane):
+        own = await added(backplane, b"x")
+        foreign = [after, f"{own}{'1' * 5000}", f"{own.partition('-')[0]}-{'9' * 18}", own.upper() + "0" * 20]
+        for each in foreign:
+            assert not await backplane.holds(CALL, each)
+            for look in (backplane.read, backplane.peek):
+                with pytest.raises(UnknownEventError):
+                    await look(CALL, each)
+        assert backplane.available
+
+
+async def test_a_log_that_was_opened_anew_does_not_know_the_ids_of_the_one_before(make: Make) -> None:
+    backplane = make(LogLimits(age=0.0, delivered_age=0.05))
+    async with running(backplane):
+        before = await added(backplane, b"x")
+        await gone(backplane)
+        after = await added(backplane, b"y")
+        assert number_of(before) == number_of(after) == 1
+        assert not await backplane.holds(CALL, before)
+
+
+async def gone(backplane: Backplane) -> None:
+    """Wait until the log of the call has run out."""
+    with anyio.fail_after(SOON):
+        while await backplane.is_open(CALL):
+            await backplane.prune()
+            await anyio.sleep(0.02)
+
+
+@pytest.mark.parametrize("delivered", ["at the end", "by another connection"])
+async def test_a_log_that_was_delivered_whole_is_let_go_soon(make: Make, delivered: str) -> None:
+    backplane = make(LogLimits(age=3600, delivered_age=0.05))
+    async with running(backplane):
+        start = await backplane.tail(CALL)
+        await backplane.append(CALL, b"r", result=True)
+        await backplane.settle(CALL)  # which has not ended: nothing happens
+        await backplane.append(CALL, None, delivered=delivered == "at the end")
+        if delivered != "at the end":
+            assert len(await all_of(backplane, start)) == 2
+            await backplane.settle(CALL)
+        await gone(backplane)
+
+
+async def test_a_log_that_was_not_delivered_is_kept_for_its_age(make: Make) -> None:
+    backplane = make(LogLimits(age=3600, delivered_age=0.0))
+    async with running(backplane):
+        start = await backplane.tail(CALL)
+        await backplane.settle(CALL)
+        await backplane.append(CALL, None)
+        await backplane.prune()
+        assert len(await all_of(backplane, start)) == 1
+
+
+# ---- a writer that is faster than its reader
+
+
+STREAM = StreamKey("5e55", "s")
+
+
+async def test_who_writes_waits_for_a_client_that_reads(make: Make) -> None:
+    backplane = make(LogLimits(events=10))
+    async with running(backplane):
+        after = await backplane.tail(STREAM)
+        await backplane.take_over(STREAM, "get")
+        read: list[Entry] = []
+
+        async def write() -> None:
+            for number in range(100):
+                await backplane.append(STREAM, str(number).encode(), patience=SOON)
+
+        async with anyio.create_task_group() as tasks:
+            read_up_to = after
+            with anyio.move_on_after(0.05):
+                await backplane.read(STREAM, after)
+            tasks.start_soon(write)
+            while len(read) < 100:
+                page = await backplane.read(STREAM, read_up_to)
+                read += page
+                read_up_to = page[-1].id
+        assert [entry.data for entry in read] == [str(number).encode() for number in range(100)]
+
+
+async def test_the_oldest_go_where_the_client_does_not_read_in_time(make: Make) -> None:
+    backplane = make(LogLimits(events=10, bytes=1000))
+    async with running(backplane):
+        after = await backplane.tail(STREAM)
+        await backplane.take_over(STREAM, "get")
+        with anyio.move_on_after(0.05):
+            await backplane.read(STREAM, after)
+        waited: list[float] = []
+        for number in range(30):
+            started = time.monotonic()
+            await backplane.append(STREAM, str(number).encode(), patience=0.2)
+            waited.append(time.monotonic() - started)
+        # It is waited for once, and not again until it has read something.
+        assert [number for number, seconds in enumerate(waited) if seconds >= 0.2][:1] == [10]
+        assert sum(waited[11:]) < 19 * 0.2
+        entries = await backplane.read(STREAM, after)
+        assert [entry.data for entry in entries] == [str(number).encode() for number in range(20, 30)]
+        assert number_of(entries[0].id) - number_of(after) - 1 == 20
+
+
+@pytest.mark.parametrize("reader", ["never was", "has left"])
+async def test_nobody_waits_for_a_client_that_is_not_there(make: Make, reader: str) -> None:
+    backplane = make(LogLimits(events=10))
+    async with running(backplane):
+        after = await backplane.tail(STREAM)
+        if reader == "has left":
+            await backplane.take_over(STREAM, "get")
+            with anyio.move_on_after(0.05):
+                await backplane.read(STREAM, after)
+            await backplane.release(STREAM, "get")
+        with anyio.fail_after(SOON):
+            for _ in range(30):
+                await backplane.append(STREAM, b"x", patience=10 * SOON)
+
+
+# ---- all logs together
+
+
+def limits_of(total: int) -> LogLimits:
+    return LogLimits(total_bytes=total, age=3600, delivered_age=1800)
+
+
+async def fill(backplane: Backplane, name: str, size: int, *, end: bool, delivered: bool = False) -> StreamKey:
+    stream = StreamKey("session", name)
+    await backplane.append(stream, b"x" * size, result=end)
+    if end:
+        await backplane.append(stream, None, delivered=delivered)
+    return stream
+
+
+async def test_all_logs_together_are_bounded_and_what_was_delivered_goes_first(make: Make) -> None:
+    backplane = make(limits_of(100_000))
+    async with running(backplane):
+        lost = await fill(backplane, "lost", 20_000, end=True)
+        runs = await fill(backplane, "runs", 20_000, end=False)
+        delivered = await fill(backplane, "delivered", 20_000, end=True, delivered=True)
+        later = await fill(backplane, "later", 30_000, end=True)
+        assert [await backplane.is_open(stream) for stream in (lost, runs, delivered, later)] == [True] * 4
+        latest = await fill(backplane, "latest", 20_000, end=True)
+        kept = [await backplane.is_open(stream) for stream in (lost, runs, delivered, later, latest)]
+        assert kept == [True, True, False, True, True]
+        await fill(backplane, "more", 20_000, end=True)
+        assert not await backplane.is_open(lost)
+        assert await backplane.is_open(runs)
+
+
+async def test_the_logs_of_running_streams_are_cut_down_to_what_is_newest(make: Make) -> None:
+    backplane = make(limits_of(50_000))
+    async with running(backplane):
+        start = await backplane.tail(CALL)
+        for _ in range(20):
+            await backplane.append(CALL, b"x" * 1000)
+        for number in range(3):
+            await fill(backplane, f"other{number}", 12_000, end=False)
+        await backplane.append(CALL, b"r", result=True)
+        await backplane.append(CALL, None)
+        assert [entry.data for entry in await all_of(backplane, start)] == [b"x" * 1000, b"r", None]
+
+
+async def test_many_small_logs_are_bounded_as_well(make: Make) -> None:
+    backplane = make(limits_of(100_000))
+    async with running(backplane):
+        streams = [await fill(backplane, f"c{number}", 10, end=number % 2 == 0) for number in range(200)]
+        kept = [await backplane.is_open(stream) for stream in streams]
+        assert 20 < sum(kept) < 100
+        assert kept[-1]
+
+
+async def test_ended_sessions_are_bounded_and_none_comes_back(make_ending: Make) -> None:
+    backplane, now = make_ending(10), int(time.time())
+    async with running(backplane):
+        ended = [secrets.token_hex(16) for _ in range(40)]
+        for number, session in enumerate(ended):
+            await backplane.revoke(session, now + 1000 + 20 * number)
+        for number, session in enumerate(ended):
+            assert await backplane.is_revoked(session, now + 1000 + 20 * number)
+            assert backplane.has_heard(session, 0, now + 1000 + 20 * number)
+        # One that was issued before those that are remembered no more is over as well, but not one issued later.
+        other = secrets.token_hex(16)
+        assert await backplane.is_revoked(other, now + 1000)
+        assert not await backplane.is_revoked(other, now + 1000 + 20 * 39)
+        assert not await backplane.is_revoked(other)
+
+
+async def test_an_end_is_remembered_by_a_worker_that_starts_later(shared_redis: RedisServer) -> None:
+    prefix, now = f"test-{secrets.token_hex(4)}:", int(time.time())
+    one, later = (RedisBackplane(shared_redis.url, prefix=prefix, most_ended=10) for _ in range(2))
+    ended = [secrets.token_hex(16) for _ in range(40)]
+    async with running(one):
+        for number, session in enumerate(ended):
+            await one.revoke(session, now + 1000 + 20 * number)
+    async with running(later):
+        for number, session in enumerate(ended):
+            assert await later.is_revoked(session, now + 1000 + 20 * number)
+        assert await later._do(b"ZCARD", later._each("ended")[0]) <= 12
+        assert not await later.is_revoked(secrets.token_hex(16), now + 1000 + 20 * 39)
+
+
+@pytest.fixture(params=["memory", "redis"])
+def make_ending(request: pytest.FixtureRequest) -> Make:
+    """Make backplanes that remember so many ended sessions."""
+
+    def make_one(most: int) -> Backplane:
+        if request.param == "memory":
+            return MemoryBackplane(most_ended=most)
+        server: RedisServer = request.getfixturevalue("shared_redis")
+        return RedisBackplane(server.url, prefix=f"test-{secrets.token_hex(4)}:", most_ended=most)
+
+    return make_one
 
 
 async def test_state_is_changed_name_by_name_and_bounded(make: Make) -> None:
@@ -431,7 +701,7 @@ async def test_a_worker_that_takes_nothing_is_kept_so_many_bytes_and_not_more(
     monkeypatch.setattr(inbox, "INBOX_BYTES", 1_000_000)
     async with running(one):
         await beaten(one)
-        await one._do(b"SET", one._key("worker", "stuck"), b"1", b"PX", 60_000)
+        await one._do(b"ZADD", one._each("workers")[0], int(time.time()), b"stuck")
         large = Signal(SignalKind.ANSWER, "s", b"x" * 300_000)
         taken = 0
         with suppress(BackplaneUnavailableError):
@@ -532,12 +802,13 @@ async def test_nothing_is_added_twice_or_after_the_end(pair: tuple[RedisBackplan
     """A writer that was not told in time whether an entry was added adds it again, under the same number."""
     backplane, _ = pair
     async with running(backplane):
-        start = await added(backplane, b"")
-        first = await backplane.append(CALL, b"x", b"[1]", 1)
-        assert await backplane.append(CALL, b"x", b"[1]", 1) == first
-        await backplane.append(CALL, None, b"[1]", 2)
-        assert await backplane.append(CALL, None, b"[1]", 2) is None
-        assert await backplane.append(CALL, b"late", b"[1]", 3) is None
+        start = await backplane.append(CALL, b"", b"[1]", 1)
+        assert start is not None
+        first = await backplane.append(CALL, b"x", b"[1]", 2)
+        assert await backplane.append(CALL, b"x", b"[1]", 2) == first
+        await backplane.append(CALL, None, b"[1]", 3)
+        assert await backplane.append(CALL, None, b"[1]", 3) is None
+        assert await backplane.append(CALL, b"late", b"[1]", 4) is None
         assert [entry.data for entry in await backplane.read(CALL, start)] == [b"x", None]
 
 
@@ -549,10 +820,10 @@ async def test_what_a_silent_redis_carries_out_late_is_not_there_twice() -> None
             start = await added(backplane, b"")
             server.stall()
             with pytest.raises(BackplaneUnavailableError):
-                await backplane.append(CALL, b"x", b"[1]", 1)
+                await backplane.append(CALL, b"x", b"[1]", 2)
             server.resume()
             await until_back(backplane)
-            await backplane.append(CALL, b"x", b"[1]", 1)
+            await backplane.append(CALL, b"x", b"[1]", 2)
             assert [entry.data for entry in await backplane.read(CALL, start)] == [b"x"]
 
 
@@ -563,10 +834,10 @@ async def test_a_session_is_over_everywhere_when_its_end_has_been_told(
     async with running(*pair):
         await beaten(*pair)
         watch = other.watch
-        assert other.has_heard("s", watch) is False
+        assert other.has_heard("5e", watch) is False
         with anyio.fail_after(SOON):
-            await one.revoke("s", time.time() + 60)
-        assert other.has_heard("s", watch) is True
+            await one.revoke("5e", time.time() + 60)
+        assert other.has_heard("5e", watch) is True
 
 
 async def test_redis_has_to_be_asked_for_what_was_not_found_during_this_watch(
@@ -574,11 +845,11 @@ async def test_redis_has_to_be_asked_for_what_was_not_found_during_this_watch(
 ) -> None:
     one, _ = pair
     async with running(*pair):
-        assert one.has_heard("t", one.watch) is None  # nothing was heard yet
+        assert one.has_heard("7e", one.watch) is None  # nothing was heard yet
         await beaten(*pair)
-        await one.revoke("s", time.time() + 60)
-        assert [one.has_heard(session, one.watch) for session in ("s", "t")] == [True, False]
-        assert [one.has_heard(session, one.watch - 1) for session in ("s", "t")] == [True, None]
+        await one.revoke("5e", time.time() + 60)
+        assert [one.has_heard(session, one.watch) for session in ("5e", "7e")] == [True, False]
+        assert [one.has_heard(session, one.watch - 1) for session in ("5e", "7e")] == [True, None]
 
 
 async def test_who_does_not_hear_of_an_end_is_waited_for_until_it_asks(
@@ -590,9 +861,9 @@ async def test_who_does_not_hear_of_an_end_is_waited_for_until_it_asks(
         watch = deaf.watch
         monkeypatch.setattr(deaf, "_hear", hear_nothing)
         monkeypatch.setattr(deaf, "_have_heard", hear_nothing)
-        await one.revoke("s", time.time() + 60)
-        assert deaf.has_heard("s", watch) is None
-        assert await deaf.is_revoked("s")
+        await one.revoke("5e", time.time() + 60)
+        assert deaf.has_heard("5e", watch) is None
+        assert await deaf.is_revoked("5e")
 
 
 async def hear_nothing(*entry: object, **more: object) -> None:
@@ -607,7 +878,7 @@ async def test_a_worker_that_stopped_is_not_waited_for(
         async with running(other):
             await beaten(*pair)
         with anyio.fail_after(SOON):
-            await one.revoke("s", time.time() + 60)
+            await one.revoke("5e", time.time() + 60)
 
 
 @pytest.mark.parametrize("lost", ["lease", "too much to hear"])
@@ -754,11 +1025,11 @@ async def test_a_session_ended_elsewhere_is_known_here_even_when_redis_goes(
     one, other = pair
     async with running(*pair) as (_, others):
         await beaten(*pair)
-        await one.revoke("s", time.time() + 60)
+        await one.revoke("5e", time.time() + 60)
         await until(lambda: len(others) == 1)
         other._known_away = True  # as if Redis had just gone
-        assert await other.is_revoked("s")
-        assert not await other.is_revoked("t")
+        assert await other.is_revoked("5e")
+        assert not await other.is_revoked("7e")
 
 
 @pytest.mark.redis
@@ -830,3 +1101,109 @@ async def until_back(backplane: Backplane) -> None:
                 await anyio.sleep(0.1)
             else:
                 return
+
+
+# ---- Redis refuses, or does not understand
+
+
+@pytest.mark.redis
+async def test_an_end_that_a_full_redis_cannot_record_is_not_claimed() -> None:
+    with redis_server() as server:
+        one, later = RedisBackplane(server.url), RedisBackplane(server.url)
+        until_, ended = time.time() + 600, secrets.token_hex(16)
+        async with running(one):
+            await beaten(one)
+            await one.revoke(ended, until_)
+            async with RedisConnection(server.url) as admin:
+                await admin.run(b"CONFIG", b"SET", b"maxmemory", b"1")
+                with pytest.raises(BackplaneUnavailableError):
+                    await one.revoke(secrets.token_hex(16), until_)
+                assert one.available
+                async with running(later):  # which asks, as what is there can still be read
+                    await until(lambda: later._known_refusing)
+                    assert await later.is_revoked(ended)
+                    assert later.has_heard(ended, 0) is None
+                    assert not await later.is_revoked(secrets.token_hex(16))
+                    assert later.watch == 0  # it cannot be told of ends, so it trusts nothing
+                    await admin.run(b"CONFIG", b"SET", b"maxmemory", b"0")
+                    await until(lambda: later.watch > 0)
+                    await one.revoke(secrets.token_hex(16), until_)
+
+
+async def test_what_redis_does_not_understand_is_no_outage(pair: tuple[RedisBackplane, RedisBackplane]) -> None:
+    backplane, _ = pair
+    async with running(backplane):
+        await beaten(backplane)
+        backplane._heard_at = -math.inf  # so that a failure would count as an outage
+        with pytest.raises(ResponseError):
+            await backplane._do(b"NONSENSE")
+        assert backplane.available
+
+
+# ---- deployments that share a Redis
+
+
+def deployments(server: RedisServer, *keys: list[bytes]) -> list[RedisBackplane]:
+    prefix = f"test-{secrets.token_hex(4)}:"
+    return [RedisBackplane(server.url, prefix=prefix, keys=each) for each in keys]
+
+
+async def test_workers_without_a_common_key_do_not_disturb_each_other(shared_redis: RedisServer) -> None:
+    one, other = deployments(shared_redis, [b"k1"], [b"k2"])
+    async with running(one, other) as (_, others):
+        await beaten(one, other)
+        assert await one.workers() == [one.worker]
+        await one.broadcast(Signal(SignalKind.CANCEL, "5e", b"7"))
+        await one.send(other.worker, Signal(SignalKind.ANSWER, "5e", b"7"))
+        await one.revoke("5e", time.time() + 60)
+        assert not await other.is_revoked("5e")
+        await other.send(other.worker, Signal(SignalKind.CANCEL, "a", b"1"))
+        await until(lambda: len(others) == 1)
+        assert others[0].session == "a"
+
+
+async def test_workers_on_both_sides_of_a_rotation_are_one_deployment(shared_redis: RedisServer) -> None:
+    before, between, after = deployments(shared_redis, [b"k1"], [b"k2", b"k1"], [b"k2"])
+    async with running(before, between, after) as heard:
+        await beaten(before, between, after)
+        assert set(await between.workers()) == {before.worker, between.worker, after.worker}
+        await between.revoke("5e", time.time() + 60)
+        for each in (before, between, after):
+            assert await each.is_revoked("5e")
+        await until(lambda: [len(signals) for signals in heard] == [1, 0, 1])
+    (later,) = [RedisBackplane(shared_redis.url, prefix=after._prefix, keys=[b"k2"])]
+    async with running(later):
+        assert await later.is_revoked("5e")  # the key that sealed it may be gone, the other was there
+
+
+# ---- one id, one answer
+
+
+async def test_a_worker_that_died_after_its_result_owes_the_end_only(
+    pair: tuple[RedisBackplane, RedisBackplane],
+) -> None:
+    one, other = pair
+    async with running(*pair):
+        await beaten(*pair)
+        start = await one.append(CALL, b"", b"[7,8]", 1)
+        assert start is not None
+        await one.append(CALL, b"seven", b"[8]", 2, result=True)
+        await take_for_dead(one, other)
+        await other._is_owed(CALL)
+        seven, eight, end = await logged(other, start)
+        assert (seven, end) == (b"seven", None)
+        assert b'"id":8,' in (eight or b"")
+
+
+@pytest.mark.redis
+async def test_what_is_owed_is_said_again_to_a_redis_that_lost_it() -> None:
+    with redis_server() as server:
+        backplane = RedisBackplane(server.url)
+        async with running(backplane):
+            await backplane.append(CALL, b"", b"[7]", 1)
+            server.kill()
+            server.forget()
+            server.start()
+            await until_back(backplane)
+            await backplane.append(CALL, b"x", b"[7]", 2)
+            assert b"[7]" in await backplane._do(b"GET", f"{backplane._log(CALL)}:calls")

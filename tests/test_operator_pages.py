@@ -427,7 +427,7 @@ async def test_a_worker_that_does_not_answer_is_not_waited_for_for_ever(shared_r
     async with fleet(shared_redis.url, 2, **WITH_KEY) as workers:
         backplane = workers.workers[0].app._backplane
         assert isinstance(backplane, RedisBackplane)
-        await backplane._do(b"ZADD", backplane._key("workers"), backplane._clock(), b"stuck")
+        await backplane._do(b"ZADD", backplane._each("workers")[0], backplane._clock(), b"stuck")
         await backplane._do(b"SET", backplane._key("worker", "stuck"), b"1", b"EX", 60)
         with anyio.fail_after(SLOW):
             answer = await listed(workers.workers[0])

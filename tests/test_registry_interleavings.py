@@ -7,6 +7,7 @@ end, a sweep and a clean-up stand still in the middle while others run from thei
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -83,12 +84,12 @@ class SuspendedBackplane(MemoryBackplane):
         super().__init__()
         self.gate = gates
 
-    def has_heard(self, session: str, watch: int) -> bool:
-        heard: Any = super().has_heard(session, watch) or None
+    def has_heard(self, session: str, watch: int, until: float = math.inf) -> bool:
+        heard: Any = super().has_heard(session, watch, until) or None
         return heard  # type: ignore[no-any-return]  # None: has to be asked
 
-    async def is_revoked(self, session: str) -> bool:
-        revoked = await super().is_revoked(session)
+    async def is_revoked(self, session: str, until: float = math.inf) -> bool:
+        revoked = await super().is_revoked(session, until)
         await self.gate()
         return revoked
 
@@ -296,7 +297,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, SESSIONS - 1))
     def end_elsewhere(self, number: int) -> None:
         digest = self.hashes[number]
-        self.backplane._revoked.add(digest)
+        self.backplane._ended.add(digest, math.inf)
         self.step(partial(self.registry.end_here, digest))
         self.gone.add(digest)
 

@@ -58,7 +58,7 @@ ROOMS = {
     "text": set(),
     "routing": {"errors"},
     "security": {"errors", "routing"},
-    "backplane": {"errors"},
+    "backplane": {"errors", "clock"},
     "sessions": {"errors", "counts", "clock", "containment", "routing", "security", "backplane"},
     "exchange": {"errors", "counts", "clock", "containment", "routing", "security", "backplane", "sessions"},
     "service": {

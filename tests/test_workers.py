@@ -325,8 +325,8 @@ async def test_a_session_whose_end_is_heard_of_while_redis_is_asked_for_it_is_no
     between = four.workers[1].registry._backplane
     is_revoked = between.is_revoked
 
-    async def ended_meanwhile(session: str) -> bool:
-        said = await is_revoked(session)
+    async def ended_meanwhile(session: str, until: float) -> bool:
+        said = await is_revoked(session, until)
         assert (await four.at(conversation, 0).delete()).status == 204
         return said
 

@@ -116,6 +116,33 @@ def lines(title: str, x_label: str, unit: str, rows: Mapping[str, Sequence[tuple
     return _document(HEIGHT, parts)
 
 
+def over_time(title: str, unit: str, rows: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Draw a line for each row over seconds."""
+    longest = max(x for points in rows.values() for x, _ in points) or 1.0
+    highest = max(y for points in rows.values() for _, y in points)
+    step = _step(highest / 5)
+    end = math.ceil(highest / step) * step
+    left, right, foot = MARGIN, WIDTH - 30, HEIGHT - 64
+    parts = [_text(12, 22, title, size=15, weight="bold"), _text(WIDTH - 12, 22, unit, anchor="end")]
+    for number in range(round(end / step) + 1):
+        y = foot - number * step / end * (foot - TOP)
+        parts += [_line(left, y, right, y, FAINT), _text(left - 8, y + 4, f"{number * step:g}", anchor="end")]
+    second = _step(longest / 8)
+    for number in range(int(longest / second) + 1):
+        x = left + number * second / longest * (right - left)
+        parts.append(_text(x, foot + 18, f"{number * second:g}", anchor="middle"))
+    parts.append(_text((left + right) / 2, foot + 36, "seconds", anchor="middle"))
+    for number, (label, points) in enumerate(rows.items()):
+        colour = LINES[number % len(LINES)]
+        where = " ".join(
+            f"{left + x / longest * (right - left):.1f},{foot - y / end * (foot - TOP):.1f}" for x, y in points
+        )
+        parts.append(f'<polyline points="{where}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        x = left + number * (right - left) / len(rows)
+        parts += [_line(x, HEIGHT - 14, x + 22, HEIGHT - 14, colour, width=2), _text(x + 28, HEIGHT - 10, label)]
+    return _document(HEIGHT, parts)
+
+
 def _document(height: float, parts: Sequence[str]) -> str:
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">'
     paper = f'<rect width="{WIDTH}" height="{height}" fill="{PAPER}"/>'

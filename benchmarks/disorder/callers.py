@@ -127,6 +127,7 @@ class Caller(ABC):
     """One client."""
 
     kind: ClassVar[str]
+    pause: ClassVar[float] = PAUSE
 
     def __init__(self, load: Load, number: int) -> None:
         self.load = load
@@ -150,7 +151,7 @@ class Caller(ABC):
             with trio.fail_after(PATIENCE):
                 await self.call(line)
             self.count(trio.current_time() - started)
-            await trio.sleep(PAUSE)
+            await trio.sleep(self.pause)
 
     @abstractmethod
     async def call(self, line: Line) -> None:
@@ -221,10 +222,11 @@ class Following(Caller):
 
     kind = "progress"
     steps: ClassVar[int] = 5
+    delay: ClassVar[float] = 0.02
 
     def message(self, id_: int) -> mcp.Json:
         """Build the call."""
-        return mcp.tool("countdown", {"steps": self.steps, "delay": 0.02}, id_, token=f"{self.number}/{id_}")
+        return mcp.tool("countdown", {"steps": self.steps, "delay": self.delay}, id_, token=f"{self.number}/{id_}")
 
     async def call(self, line: Line) -> None:
         """Follow a countdown to its end."""

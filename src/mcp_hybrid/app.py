@@ -8,7 +8,7 @@ Every step either hands on or refuses; a refused request leaves nothing behind.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,7 +22,7 @@ from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
 from mcp_hybrid.authentication import Authentication, authentication_for
-from mcp_hybrid.backplane import Backplane, LogLimits, MemoryBackplane
+from mcp_hybrid.backplane import Backplane, MemoryBackplane
 from mcp_hybrid.clock import now
 from mcp_hybrid.containment import contained, keep_or_raise, must_pass
 from mcp_hybrid.counts import Counts
@@ -143,7 +143,10 @@ class HybridApp:
         )
         inner = self.authentication.authenticator
         self._authenticator = ContainedAuthenticator(inner) if inner is not None else None
-        self._backplane = backplane or make_backplane(self.settings, clock)
+        self._keys = self.settings.sessions.decoded_keys()
+        if not self._keys:
+            self._keys = [decode_key(fresh_key())]
+        self._backplane = backplane or make_backplane(self.settings, self._keys, clock)
         self._clock = clock
         self._policy = Policy(self.settings.mode, self.settings.unknown_session)
         self._cors = Cors(self.settings.cors.allowed_origins)
@@ -299,11 +302,8 @@ class HybridApp:
 
     def _make_registry(self, backplane: Backplane) -> Registry:
         sessions = self.settings.sessions
-        keys = sessions.decoded_keys()
-        if not keys:
-            keys = [decode_key(fresh_key())]
-            if self.settings.mode is not Mode.STATELESS:
-                log.warning("no sessions.keys configured: sessions end with this process")
+        if not sessions.keys and self.settings.mode is not Mode.STATELESS:
+            log.warning("no sessions.keys configured: sessions end with this process")
         limits = SessionLimits(
             sessions.max_age,
             sessions.idle_timeout,
@@ -312,7 +312,7 @@ class HybridApp:
             sessions.max_questions,
             sessions.max_questions_per_session,
         )
-        return Registry(KeyRing(keys), backplane, limits, self._clock, self._metrics)
+        return Registry(KeyRing(self._keys), backplane, limits, self._clock, self._metrics)
 
     async def _sweep(self, registry: Registry) -> None:
         """Let idle sessions hibernate, now and then. No session has a timer of its own."""
@@ -529,21 +529,20 @@ class HybridApp:
         return path in (self.settings.path, f"{self.settings.path.rstrip('/')}/")
 
 
-def make_backplane(settings: Settings, clock: Callable[[], float]) -> Backplane:
-    """Make the backplane that the settings name.
+def make_backplane(settings: Settings, keys: Sequence[bytes], clock: Callable[[], float]) -> Backplane:
+    """Make the backplane that the settings name; `keys` are the session keys.
 
     Raises:
         ConfigurationError: It needs a library that is not installed.
     """
-    # A log must outlive the longest call, or nobody could come back for its end.
-    limits = LogLimits(age=max(LogLimits().age, settings.request_timeout + 60))
+    limits, most_ended = settings.sessions.log_limits(settings.request_timeout), settings.sessions.max_ended
     if settings.backplane == "memory":
-        return MemoryBackplane(limits, clock)
+        return MemoryBackplane(limits, clock, most_ended=most_ended)
     try:
         from mcp_hybrid.backplane.redis import RedisBackplane  # noqa: PLC0415 - an extra, which most do without
     except ImportError:
         raise ConfigurationError("backplane: Redis needs the extra `redis`: pip install 'mcp-hybrid[redis]'") from None
-    return RedisBackplane(settings.backplane, limits=limits, clock=clock)
+    return RedisBackplane(settings.backplane, keys=keys, limits=limits, most_ended=most_ended, clock=clock)
 
 
 def _spawner(tasks: TaskGroup) -> Callable[[Callable[[], Coroutine[Any, Any, None]]], None]:

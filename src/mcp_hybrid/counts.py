@@ -27,6 +27,8 @@ class Count(StrEnum):
     """A value gave way to a newer one, because the client had not yet taken the one before."""
     PROGRESS_WITHHELD = "progress_withheld"
     """A request that asked for progress and, by the policy or by its own Accept, gets none."""
+    MESSAGES_DROPPED = "messages_dropped"
+    """A message for a GET stream was dropped, because its client read too slowly."""
     CONNECTIONS_TURNED_AWAY = "connections_turned_away"
     """A connection was closed at once, because there were too many."""
     CONNECTIONS_NOT_READ = "connections_not_read"

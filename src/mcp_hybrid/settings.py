@@ -26,6 +26,7 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from mcp_hybrid.backplane import LogLimits
 from mcp_hybrid.errors import ConfigurationError, UnusableValueError
 from mcp_hybrid.masking import masked
 from mcp_hybrid.routing.modes import Mode, ProgressPolicy, UnknownSession
@@ -134,6 +135,17 @@ class SessionSettings(_Section):
     """Questions to clients that may wait for an answer at a time; beyond it tools cannot ask."""
     max_questions_per_session: Count = 32
     """The same for the questions of one session."""
+    max_ended: Count = 200_000
+    """Ended sessions that are remembered one by one; beyond it the sessions that began first are over, all of them."""
+    log_bytes: Size = 64 * 2**20
+    """Bytes that event logs may hold for clients that come back; beyond it those that are needed least are dropped."""
+    result_bytes: Size = 8 * 2**20
+    """Bytes of a call's result up to which it is kept for a client that lost the connection."""
+
+    def log_limits(self, request_timeout: float) -> LogLimits:
+        """Return what event logs may hold. One outlives the longest call, or nobody could come back for its end."""
+        age = max(LogLimits().age, request_timeout + 60)
+        return LogLimits(result_bytes=self.result_bytes, total_bytes=self.log_bytes, age=age)
 
     def decoded_keys(self) -> list[bytes]:
         """Return the keys as bytes, 32 each, in order."""

@@ -2,6 +2,7 @@
 
 protocol  what any backplane does
 memory    the one for a single process
+ended     the ended sessions that a process remembers, within a bound
 redis     the one for many (extra `redis`)
 """
 
@@ -17,6 +18,7 @@ from mcp_hybrid.backplane.protocol import (
     StateTooLargeError,
     StreamKey,
     UnknownEventError,
+    number_of,
 )
 
 __all__ = [
@@ -31,4 +33,5 @@ __all__ = [
     "StateTooLargeError",
     "StreamKey",
     "UnknownEventError",
+    "number_of",
 ]

@@ -9,10 +9,11 @@ to a question that was asked elsewhere, a cancellation, the end of a session.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import anyio
 from anyio.abc import TaskStatus
@@ -38,8 +39,14 @@ class Entry(NamedTuple):
     """One entry of a stream's log."""
 
     id: str
+    """`<log>-<number>`. The entries of a log are numbered from 1, so that a gap shows how many are missing."""
     data: bytes | None
     """A JSON-RPC message; empty for a priming event; None for the end of the stream."""
+
+
+def number_of(entry_id: str) -> int:
+    """Return the number of an entry within its log. The id must come from a backplane, not from a client."""
+    return int(entry_id.rpartition("-")[2])
 
 
 class SignalKind(StrEnum):
@@ -77,7 +84,7 @@ Handler = Callable[[Signal], Awaitable[None]]
 
 
 class UnknownEventError(Exception):
-    """The log does not hold that entry: it never did, or it was trimmed, or the log is gone."""
+    """The id names no entry of this log: it never did, or the log is gone."""
 
 
 class BackplaneUnavailableError(Exception):
@@ -90,13 +97,29 @@ class StateTooLargeError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class LogLimits:
-    """What one stream's log may hold, and for how long."""
+    """What the logs of streams may hold, and for how long. Sizes are in bytes, times in seconds."""
 
     events: int = 1000
+    """Entries of one log that are no results. Beyond it, and beyond `bytes`, the oldest are dropped."""
     bytes: int = 1024 * 1024
+    """Bytes of one log's entries that are no results."""
+    result_bytes: int = 8 * 1024 * 1024
+    """Bytes of one log's results, which are never dropped from it. The writer keeps to this bound."""
+    total_bytes: int = 64 * 1024 * 1024
+    """Bytes of all logs together, with what they take beside their messages: of one process in memory, of a whole
+    deployment in Redis. Beyond it finished logs are evicted, those that were delivered first, then those used least
+    recently; then the logs of running streams are cut down to their last entry."""
     age: float = 300.0
-    """Seconds that a log is kept after its last entry, unless somebody is reading it."""
+    """How long a log is kept after its last entry, unless somebody is reading it."""
+    delivered_age: float = 10.0
+    """The same for a finished log whose client was sent all of it: one that lost the last of it comes back soon."""
 
+
+PAGE_BYTES: Final = 256 * 1024
+"""Bytes of the entries that one `read` returns; a single entry may have more."""
+
+MOST_ENDED: Final = 200_000
+"""Ended sessions that are remembered one by one, where the settings say nothing else."""
 
 STATE_LIMIT = 64 * 1024
 """Bytes of JSON that a session's state may have in all."""
@@ -111,6 +134,7 @@ class Backplane(Protocol):
 
     worker: str
     """This worker's name, unlike any other's and any earlier one's."""
+    limits: LogLimits
     shared: bool
     """Whether other workers may be there. If not, no signal can have anybody to reach."""
 
@@ -150,18 +174,21 @@ class Backplane(Protocol):
     async def revoke(self, session: str, until: float) -> None:
         """Remember that a session ended, until its id would have expired by itself (wall clock, seconds).
 
-        When this returns `is_revoked` is true of the session on every worker that can reach the backplane.
+        When this returns `is_revoked` is true of the session on every worker that can reach the backplane. So many
+        ends are remembered one by one; beyond that number the sessions that were issued first are over, all of them,
+        so that an ended id never becomes valid again.
         """
         ...
 
-    def has_heard(self, session: str, watch: int) -> bool | None:
+    def has_heard(self, session: str, watch: int, until: float = math.inf) -> bool | None:
         """Whether a session was ended, as far as this worker has heard; None where the backplane has to be asked.
 
         A session that was found not to have ended during a `watch` need not be asked for again while that lasts.
+        `until` is when its id expires by itself (wall clock, seconds).
         """
         ...
 
-    async def is_revoked(self, session: str) -> bool:
+    async def is_revoked(self, session: str, until: float = math.inf) -> bool:
         """Whether a session was ended; with the backplane away, whether this worker knows that it was."""
         ...
 
@@ -170,13 +197,26 @@ class Backplane(Protocol):
         ...
 
     async def append(
-        self, stream: StreamKey, data: bytes | None, calls: bytes | None = None, number: int | None = None
+        self,
+        stream: StreamKey,
+        data: bytes | None,
+        calls: bytes | None = None,
+        number: int | None = None,
+        *,
+        result: bool = False,
+        delivered: bool = False,
+        patience: float = 0.0,
     ) -> str | None:
         """Add an entry, opening the log where it does not exist, and return its id.
 
-        Nothing comes after the end: then None is returned. `calls` is what this worker owes the stream: a JSON array of
-        the ids of the requests it answers. Should it die first, whoever reads the stream is told so. Where a stream has
-        one writer, `number` counts its entries, from 1: one that may have been added already is not added again.
+        Nothing comes after the end: then None is returned. `calls` is what this worker still owes the stream: a JSON
+        array of the ids of the requests that have no answer in the log yet. Should it die first, whoever reads the
+        stream receives an error for each. Where a stream has one writer, `number` counts its entries, from 1: one that
+        may have been added already is not added again.
+
+        A `result` is never dropped from the log. `delivered` says with the end that the client was sent everything.
+        While a standalone stream has a reader, and that has so much to read still that an unread entry would be
+        dropped, this waits, for `patience` seconds at most; then the oldest entries are dropped.
         """
         ...
 
@@ -185,7 +225,14 @@ class Backplane(Protocol):
         ...
 
     async def holds(self, stream: StreamKey, after: str) -> bool:
-        """Whether a log can be read on from `after` without a gap."""
+        """Whether `after`, which may be anything a client sends, is an id of this log.
+
+        Then the log can be read from there, though entries after it may have been dropped.
+        """
+        ...
+
+    async def settle(self, stream: StreamKey) -> None:
+        """Note that a client was sent a finished log to its end: it is not kept for long any more."""
         ...
 
     async def take_over(self, stream: StreamKey, name: str) -> Holder | None:
@@ -204,15 +251,18 @@ class Backplane(Protocol):
         ...
 
     async def read(self, stream: StreamKey, after: str) -> list[Entry]:
-        """Wait until there are entries after `after`, and return them all. Waits out a backplane that is away.
+        """Wait until there are entries after `after`, and return the first of them, some `PAGE_BYTES` at most.
+
+        What was dropped meanwhile is passed over; the numbers of the entries show it. Asking for what comes after an
+        entry says that it was delivered. Waits out a backplane that is away.
 
         Raises:
-            UnknownEventError: `after` is not, or no longer, an id of this log.
+            UnknownEventError: `after` is no id of this log, or the log is gone.
         """
         ...
 
     async def peek(self, stream: StreamKey, after: str) -> list[Entry]:
-        """Return the entries after `after` that are there already.
+        """Return the first of the entries after `after` that are there already, as `read` does.
 
         Raises:
             UnknownEventError: As from `read`.

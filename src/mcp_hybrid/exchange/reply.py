@@ -49,9 +49,24 @@ BURST: Final = 32
 class Journal(Protocol):
     """Keeps a stream's messages for a client that comes back for them."""
 
-    async def record(self, message: bytes | None) -> str | None:
-        """Keep a message (empty: the priming event; None: the end) and return its event id; None if it is not kept."""
+    async def record(self, message: bytes, *, result: bool = False) -> str | None:
+        """Keep a message (empty: the priming event) and return its event id; None if it is not kept."""
         ...
+
+    async def end(self, *, delivered: bool) -> None:
+        """Keep that the stream is over, and whether the client was sent all of it on an unbroken connection."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """What lets a client come back for the stream of an answer."""
+
+    open_journal: Callable[[], Journal]
+    watch_client: Callable[[Callable[[], None]], Callable[[], None]]
+    """Given what to do when the client goes while the stream lasts, returns what ends the watch."""
+    primed: bool
+    """Whether the stream starts with a priming event (2025-11-25 and later only)."""
 
 
 class _State(Enum):
@@ -66,6 +81,7 @@ class _Item:
 
     data: bytes
     """What progress says may be replaced by something newer until it is written."""
+    result: bool = False
 
 
 class Reply:
@@ -80,23 +96,18 @@ class Reply:
         keep_alive: Delay,
         *,
         counts: Counts,
-        open_journal: Callable[[], Journal] | None = None,
-        primed: bool = False,
+        resumption: Resumption | None = None,
     ) -> None:
-        """Make an undecided answer.
-
-        `open_journal` makes its stream resumable, should it become one; `primed` starts that with a priming event
-        (2025-11-25 and later only).
-        """
+        """Make an undecided answer; `resumption` makes its stream resumable, should it become one."""
         self._send = send
         self._form = form
         self._headers = headers
         self._spawn = spawn
         self._keep_alive = keep_alive
         self._counts = counts
-        self._open_journal = open_journal
+        self._resumption = resumption
         self._journal: Journal | None = None
-        self._primed = primed
+        self._end_watch: Callable[[], None] | None = None
         self._state = _State.OPEN
         self._queue: deque[_Item] = deque()
         self._progress: _Item | None = None
@@ -108,6 +119,8 @@ class Reply:
         self._writing = False
         self._finished = False
         self._wire_open = True
+        self._delivered = False
+        """Whether the last byte was handed to a connection that was whole until then."""
         self._wake: anyio.Event | None = None
         self._written: anyio.Event | None = None
         self._room: anyio.Event | None = None
@@ -128,7 +141,9 @@ class Reply:
         if self._state is not _State.OPEN or not self._form.streams:
             return
         self._state = _State.STREAMING
-        self._journal = self._open_journal() if self._open_journal is not None else None
+        if self._resumption is not None:
+            self._journal = self._resumption.open_journal()
+            self._end_watch = self._resumption.watch_client(self._lose_client)
         self._written = anyio.Event()
         self._counts.add(Count.POST_STREAMS_NOW)
         self._alarm = self._keep_alive.add(self._stay_alive)
@@ -180,7 +195,7 @@ class Reply:
 
     def close_early(self) -> None:
         """End the HTTP answer before the result (requirement E6); the client comes back for the rest by event id."""
-        if self._finished or self._open_journal is None:
+        if self._finished or self._resumption is None:
             return
         self.commit()
         self._progress = None  # what is newer comes after the end, and must not take the place of what came before it
@@ -195,7 +210,7 @@ class Reply:
         if self._state is _State.STREAMING:
             assert self._written is not None
             for body in bodies:
-                self._enqueue(_Item(body))
+                self._enqueue(_Item(body, result=True))
             self._enqueue(_CLOSE)
             await self._written.wait()
             return
@@ -248,9 +263,12 @@ class Reply:
                     self._wake = anyio.Event()
                     await self._wake.wait()
             if self._journal is not None:
-                await self._journal.record(None)
+                await self._journal.end(delivered=self._delivered)
         finally:
             self._state = _State.DONE
+            if self._end_watch is not None:
+                self._end_watch()
+                self._end_watch = None
             self._counts.add(Count.POST_STREAMS_NOW, -1)
             if self._alarm is not None:
                 self._alarm.cancel()
@@ -259,7 +277,7 @@ class Reply:
             self._written.set()
 
     async def _priming_event(self) -> bytes:
-        if not self._primed or self._journal is None:
+        if self._journal is None or self._resumption is None or not self._resumption.primed:
             return b""
         event_id = await self._journal.record(b"")
         return sse.priming_event(event_id) if event_id is not None else b""
@@ -282,7 +300,7 @@ class Reply:
                 if item is _PING:
                     pieces.append(sse.KEEP_ALIVE)
                 else:
-                    event_id = await self._journal.record(item.data) if self._journal is not None else None
+                    event_id = await self._record(item)
                     pieces.append(sse.event(item.data, event_id))
             await self._send_bytes(b"".join(pieces), last=last)
         finally:
@@ -291,6 +309,13 @@ class Reply:
                 self._room.set()
                 self._room = None
 
+    async def _record(self, item: _Item) -> str | None:
+        return await self._journal.record(item.data, result=item.result) if self._journal is not None else None
+
+    def _lose_client(self) -> None:
+        """Take note that the client is gone. ASGI servers take what is sent to it as if it were still there."""
+        self._wire_open = False
+
     def _stream_headers(self) -> list[tuple[bytes, bytes]]:
         return [*sse.HEADERS, *self._headers]
 
@@ -298,7 +323,7 @@ class Reply:
         if self._wire_open:
             await self._send_event({"type": "http.response.body", "body": data, "more_body": not last})
         if last:
-            self._wire_open = False
+            self._delivered, self._wire_open = self._wire_open, False
 
     async def _send_event(self, event: dict[str, Any]) -> None:
         try:

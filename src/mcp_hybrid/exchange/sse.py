@@ -31,6 +31,14 @@ def event(message: bytes, event_id: str | None = None) -> bytes:
     return b"event: message\nid: %b\ndata: %b\n\n" % (event_id.encode(), message)
 
 
+def event_start(event_id: str) -> bytes:
+    """Return what comes before the message of one event; `EVENT_END` comes after it."""
+    return b"event: message\nid: %b\ndata: " % event_id.encode()
+
+
+EVENT_END: Final = b"\n\n"
+
+
 def priming_event(event_id: str, retry: int = RETRY) -> bytes:
     """Return the event that lets a client resume before anything was said: an id, no data (2025-11-25, E7)."""
     return b"id: %b\nretry: %d\ndata: \n\n" % (event_id.encode(), retry)

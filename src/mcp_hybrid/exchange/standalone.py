@@ -7,9 +7,9 @@ follows that log. A client that lost a stream comes back with the last event id 
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from threading import get_ident
 from typing import Any, Final
@@ -17,14 +17,20 @@ from typing import Any, Final
 import anyio
 import structlog
 from mcp.shared.dispatcher import CallOptions
-from mcp_types import RequestId
-from pydantic_core import to_json
 from starlette.types import Receive, Send
 
-from mcp_hybrid.backplane import Backplane, BackplaneUnavailableError, StreamKey, UnknownEventError
+from mcp_hybrid.backplane import (
+    Backplane,
+    BackplaneUnavailableError,
+    Entry,
+    StreamKey,
+    UnknownEventError,
+    number_of,
+)
 from mcp_hybrid.exchange import progress, sse
 from mcp_hybrid.exchange.context import ExchangeContext, ask, check_thread, current, notification
-from mcp_hybrid.exchange.reply import Headers, Spawn
+from mcp_hybrid.exchange.journal import event_id
+from mcp_hybrid.exchange.reply import Headers
 from mcp_hybrid.exchange.wire import ClientGoneError
 from mcp_hybrid.sessions.questions import CannotAskError
 from mcp_hybrid.sessions.registry import Found, Registry, SessionOverError, TooManySessionsError
@@ -35,70 +41,19 @@ log = structlog.get_logger("mcp_hybrid")
 STANDALONE: Final = "s"
 """The name of a session's standalone stream. Calls' streams have longer ones."""
 
-_EVENT_ID: Final = re.compile(r"(?P<stream>[A-Za-z0-9]+)\.(?P<entry>[0-9a-f]+-[0-9]+)")
+_EVENT_ID: Final = re.compile(r"(?P<stream>[A-Za-z0-9]{1,32})\.(?P<entry>[0-9a-f]{1,32}-[0-9]{1,20})")
 
 _LAST_WRITE: Final = 5.0
 """Seconds for the end of a stream to be taken by a client whose stream was closed under it."""
 
-_LATE: Final = 1000
-"""Messages of one stream that wait for the backplane; the oldest go first, as in its log."""
-_RETRY: Final = 0.5
-"""Seconds between two attempts to keep them."""
-_WORTH_KEEPING: Final = 600.0
-"""Seconds after which they are not worth it: the log they belong to has run out."""
+PIECE: Final = 64 * 1024
+"""Bytes of a large message that are written at a time."""
+
+PATIENCE: Final = 2.0
+"""Seconds that whoever writes to a GET stream waits for a client that reads slowly, before the oldest messages go."""
 
 _NO_STREAM: Final = "no request is running and no GET stream is open that could carry the question."
 _NO_ROOM: Final = "every session that this process may hold is in use, and it has no room to wait for the answer."
-
-
-def event_id(stream: StreamKey, entry: str) -> str:
-    """Return the SSE event id of a log entry: it names its stream (requirement R3)."""
-    return f"{stream.name}.{entry}"
-
-
-class StreamJournal:
-    """The log of one call's answer (`exchange.reply.Journal`).
-
-    What cannot be kept while the backplane is away is kept once it is back: a client that lost the stream would wait
-    for the result for ever.
-    """
-
-    def __init__(self, backplane: Backplane, stream: StreamKey, calls: Sequence[RequestId], spawn: Spawn) -> None:
-        """Make the log of the answer to the requests with these ids."""
-        self._backplane = backplane
-        self._stream = stream
-        self._calls = to_json(calls)
-        self._spawn = spawn
-        self._late: deque[tuple[int, bytes | None]] = deque(maxlen=_LATE)
-        self._number = 0
-
-    async def record(self, message: bytes | None) -> str | None:
-        """Keep a message and return its event id; None where it is kept later, so that nobody can come back to it."""
-        self._number += 1
-        if not self._late:
-            try:
-                return await self._keep(self._number, message)
-            except BackplaneUnavailableError:
-                self._spawn(self._catch_up)
-        self._late.append((self._number, message))
-        return None
-
-    async def _keep(self, number: int, message: bytes | None) -> str | None:
-        entry = await self._backplane.append(self._stream, message, self._calls, number)
-        return event_id(self._stream, entry) if entry is not None else None
-
-    async def _catch_up(self) -> None:
-        """Keep what is late, in order. Given up when a client's last event id is no longer good for anything either."""
-        with anyio.move_on_after(_WORTH_KEEPING):
-            while self._late:
-                await anyio.sleep(_RETRY)
-                try:
-                    while self._late:
-                        await self._keep(*self._late[0])
-                        self._late.popleft()
-                except BackplaneUnavailableError:
-                    continue
-        self._late.clear()
 
 
 class StandaloneChannel:
@@ -165,7 +120,7 @@ class StandaloneChannel:
             return
         try:
             if await self._backplane.is_open(self._stream):
-                await self._backplane.append(self._stream, notification(method, params))
+                await self._backplane.append(self._stream, notification(method, params), patience=PATIENCE)
                 return
         except BackplaneUnavailableError:
             log.info("notification not put on the GET stream: the backplane is away", method=method)
@@ -204,7 +159,7 @@ class StandaloneChannel:
 
     async def _append(self, message: bytes) -> None:
         try:
-            await self._backplane.append(self._stream, message)
+            await self._backplane.append(self._stream, message, patience=PATIENCE)
         except BackplaneUnavailableError:
             raise CannotAskError("", "the backplane is away, and with it the GET stream.") from None
 
@@ -216,7 +171,7 @@ class StandaloneChannel:
 
 
 async def find_resume_point(backplane: Backplane, session: str, last_event_id: str) -> tuple[StreamKey, str] | None:
-    """Return the stream and entry that `Last-Event-ID` names, or None where they cannot be gone on from (R6).
+    """Return the stream and entry that `Last-Event-ID` names, or None where its log is gone (R6).
 
     A standalone stream whose log is gone (an earlier process had it) goes on from now: what was said meanwhile is lost
     either way, and a client that is refused here does not open another one but stays deaf for good.
@@ -239,68 +194,98 @@ async def is_over(backplane: Backplane, stream: StreamKey, after: str) -> bool:
     return bool(entries) and entries[0].data is None
 
 
-async def serve_stream(
-    send: Send,
-    receive: Receive,
-    headers: Headers,
-    backplane: Backplane,
-    stream: StreamKey,
-    after: str,
-    scope: anyio.CancelScope,
-    *,
-    resumable: bool,
-) -> None:
-    """Follow a stream's log from `after` until it ends, the client goes, or `scope` is cancelled.
+@dataclass(frozen=True, slots=True)
+class Following:
+    """A stream that is read from its log, and how it is written."""
 
-    `resumable` (2025-11-25 and later): a standalone stream begins with an event to come back by, and any that is
-    cancelled says when to.
-    """
-    primed = resumable and stream.name == STANDALONE
+    backplane: Backplane
+    stream: StreamKey
+    after: str
+    resumable: bool
+    """Whether the client can come back (2025-11-25 and later): a standalone stream begins with an event to come back
+    by, and any that is cancelled says when to."""
+    tell_missed: Callable[[int], bytes | None] | None = None
+    """Returns the message that so many messages of a standalone stream were dropped, if the client takes it."""
+
+
+async def serve_stream(
+    send: Send, receive: Receive, headers: Headers, following: Following, scope: anyio.CancelScope
+) -> None:
+    """Follow a stream's log until it ends, the client goes, or `scope` is cancelled."""
     try:
         await send({"type": "http.response.start", "status": 200, "headers": [*sse.HEADERS, *headers]})
     except ClientGoneError:
         return
+    over = False
     with scope:
-        await _follow_while_read(send, receive, backplane, stream, after, primed=primed)
+        over = await _follow_while_read(send, receive, following)
     # Said again: some clients keep one delay for all their streams, the last they heard.
-    last = sse.come_back(sse.STANDALONE_RETRY) if scope.cancelled_caught and resumable else b""
+    last = sse.come_back(sse.STANDALONE_RETRY) if scope.cancelled_caught and following.resumable else b""
     # Hypercorn leaves a connection open whose last write was cancelled.
     with anyio.move_on_after(_LAST_WRITE, shield=True), suppress(ClientGoneError):
         await send({"type": "http.response.body", "body": last, "more_body": False})
+        if over:
+            with suppress(BackplaneUnavailableError):
+                await following.backplane.settle(following.stream)
 
 
-async def _follow_while_read(
-    send: Send, receive: Receive, backplane: Backplane, stream: StreamKey, after: str, *, primed: bool
-) -> None:
+async def _follow_while_read(send: Send, receive: Receive, following: Following) -> bool:
+    """Write a stream while its client reads. Returns whether it was written to its end."""
+    primed = following.resumable and following.stream.name == STANDALONE
+    over = False
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_cancel_on_disconnect, receive, tasks.cancel_scope)
-        first = sse.priming_event(event_id(stream, after), sse.STANDALONE_RETRY) if primed else sse.KEEP_ALIVE
+        id_ = event_id(following.stream, following.after)
         with suppress(ClientGoneError):
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-            await _follow(send, backplane, stream, after)
+            await _write(send, sse.priming_event(id_, sse.STANDALONE_RETRY) if primed else sse.KEEP_ALIVE)
+            over = await _follow(send, following)
         tasks.cancel_scope.cancel()
+    return over
 
 
-async def _follow(send: Send, backplane: Backplane, stream: StreamKey, after: str) -> None:
+async def _follow(send: Send, following: Following) -> bool:
+    """Write what is in the log, and what is added to it. Returns whether its end was reached, False if it is gone."""
+    after = following.after
     while True:
         entries = None
         with anyio.move_on_after(sse.KEEP_ALIVE_INTERVAL):
             try:
-                entries = await backplane.read(stream, after)
+                entries = await following.backplane.read(following.stream, after)
             except UnknownEventError:
-                return  # trimmed while a slow client was reading; it sees the end, and by its last id what it missed
+                return False  # the client sees the end, and comes back to learn that nothing is left
         if entries is None:
-            await send({"type": "http.response.body", "body": sse.KEEP_ALIVE, "more_body": True})
+            await _write(send, sse.KEEP_ALIVE)
             continue
-        frames: list[bytes] = []
-        for entry, data in entries:
-            if data is not None:
-                after, id_ = entry, event_id(stream, entry)
-                frames.append(sse.event(data, id_) if data else sse.priming_event(id_))
-        if frames:
-            await send({"type": "http.response.body", "body": b"".join(frames), "more_body": True})
-        if any(data is None for _, data in entries):
-            return
+        missed = number_of(entries[0].id) - number_of(after) - 1
+        if missed > 0 and following.tell_missed is not None and (notice := following.tell_missed(missed)) is not None:
+            await _write(send, sse.event(notice))
+        after = entries[-1].id
+        await _write_entries(send, following.stream, entries)
+        if entries[-1].data is None:
+            return True
+
+
+async def _write_entries(send: Send, stream: StreamKey, entries: Sequence[Entry]) -> None:
+    """Write a page of a log: what is small in one go, what is large in pieces, so that no copy of it is made."""
+    frames: list[bytes] = []
+    for entry, data in entries:
+        if data is None:
+            break
+        id_ = event_id(stream, entry)
+        if len(data) <= PIECE:
+            frames.append(sse.event(data, id_) if data else sse.priming_event(id_))
+            continue
+        await _write(send, b"".join([*frames, sse.event_start(id_)]))
+        frames = [sse.EVENT_END]
+        whole = memoryview(data)
+        for start in range(0, len(data), PIECE):
+            await _write(send, bytes(whole[start : start + PIECE]))
+    if frames:
+        await _write(send, b"".join(frames))
+
+
+async def _write(send: Send, data: bytes) -> None:
+    await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 async def _cancel_on_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:

@@ -18,9 +18,9 @@ from mcp_hybrid.routing.depth import MOST_CONTAINERS, PLAIN, has_too_many, is_de
 BATCH_LIMIT: Final = 100
 """Messages in one batch. A 4 MiB body holds a hundred thousand pings; nobody needs them answered at once."""
 
-LONGEST_ID: Final = 1024
-"""Characters of the longest request id or progress token. Both come back with every message about the request, and are
-kept with each; the longest ones that clients make are UUIDs."""
+LONGEST_ID: Final = 256
+"""Characters of the longest request id or progress token. They are kept, sent to other workers, and go back with every
+message. The longest ones that clients make are UUIDs."""
 
 _LARGEST_ID: Final = 2**64
 """Integers that are ids are below that, as what reads them in other languages has no more bits."""

@@ -25,14 +25,12 @@ from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import REQUEST_CANCELLED
 from mcp_hybrid.exchange.context import ExchangeContext
 from mcp_hybrid.exchange.handler_task import Handler
+from mcp_hybrid.exchange.journal import LateBytes, StreamJournal
 from mcp_hybrid.exchange.outcome import Outcome, execute, run
 from mcp_hybrid.exchange.progress import ProgressGate
-from mcp_hybrid.exchange.reply import Headers, Reply, Spawn
+from mcp_hybrid.exchange.reply import Headers, Reply, Resumption, Spawn
 from mcp_hybrid.exchange.request_state import SharedRequestState
-from mcp_hybrid.exchange.standalone import (
-    StandaloneChannel,
-    StreamJournal,
-)
+from mcp_hybrid.exchange.standalone import StandaloneChannel, wait_for_disconnect
 from mcp_hybrid.exchange.threads import ToolThreads
 from mcp_hybrid.routing.message import Notification, Request
 from mcp_hybrid.routing.modes import ProgressPolicy
@@ -51,6 +49,9 @@ _NAMING: Final = frozenset({"tools/call", "prompts/get"})
 """Methods whose requests name the function that is called."""
 
 _UNHANDLED: Final = "notification without a handler"
+
+SET_LEVEL: Final = "logging/setLevel"
+"""The method by which a client says which log messages it takes; a server that logs handles it."""
 
 
 def _run_middleware(
@@ -114,11 +115,14 @@ class Kernel:
         self.threads = threads
         self.running: set[ExchangeContext] = set()
         """The requests whose handlers run now, of all routes."""
+        self.logs = server.get_request_handler(SET_LEVEL) is not None
+        """Whether the server declares that it sends log messages."""
         self.following: set[anyio.CancelScope] = set()
         """The streams that are read from their logs now. They end in order when they are cancelled."""
         self.request_state: SharedRequestState | None = None
         """Makes the state of calls that ask back good on every worker, where there is a key to do it with."""
         self._state = lifespan_state
+        self._late_bytes = LateBytes(backplane.limits.total_bytes)
         self._runner_class = TracedRunner if traced else UntracedRunner
 
     async def serve_once(
@@ -199,7 +203,10 @@ class Kernel:
         alarm = self.timers.stream_after.add(reply.commit)
         try:
             handler = partial(self._runner(session.connection).on_request, context, request.method, request.params)
-            return await self.run(handler, context, request)
+            outcome = await self.run(handler, context, request)
+            if request.method == SET_LEVEL and outcome.error_code is None:
+                session.log_level = str((request.params or {}).get("level"))
+            return outcome
         finally:
             alarm.cancel()
             session.finish_call(request.id, context)
@@ -280,13 +287,27 @@ class Kernel:
             self.spawn,
             self.timers.keep_alive,
             counts=self.registry.counts,
-            open_journal=partial(self._open_journal, exchange.found.hash, calls),
-            primed=is_version_at_least(exchange.route.version, RESUMABLE_SINCE),
+            resumption=Resumption(
+                partial(self._open_journal, exchange.found.hash, calls),
+                partial(self._watch_client, exchange),
+                is_version_at_least(exchange.route.version, RESUMABLE_SINCE),
+            ),
         )
 
     def _open_journal(self, session: str, calls: Sequence[RequestId]) -> StreamJournal:
         stream = StreamKey(session, f"c{secrets.token_hex(6)}")
-        return StreamJournal(self.backplane, stream, calls, self.spawn)
+        return StreamJournal(self.backplane, stream, calls, self.spawn, self._late_bytes)
+
+    def _watch_client(self, exchange: Exchange, act: Callable[[], None]) -> Callable[[], None]:
+        """Act when the client of a request goes; return what ends the watch. It begins late: most are done by then."""
+        watch = _ClientWatch(exchange, act)
+        alarm = self.timers.watch.add(partial(self.spawn, watch.run))
+
+        def end() -> None:
+            alarm.cancel()
+            watch.end()
+
+        return end
 
     def gate(self, exchange: Exchange, request: Request) -> ProgressGate:
         """Return the gate that a request's progress passes."""
@@ -322,6 +343,32 @@ class Kernel:
             await reply.abandon()
         else:
             await reply.finish([outcome.body], status=outcome.status)
+
+
+class _ClientWatch:
+    """Waits for a client to go."""
+
+    __slots__ = ("_act", "_exchange", "_scope")
+
+    def __init__(self, exchange: Exchange, act: Callable[[], None]) -> None:
+        self._exchange = exchange
+        self._act: Callable[[], None] | None = act
+        self._scope: anyio.CancelScope | None = None
+
+    async def run(self) -> None:
+        """Act when the client goes, unless the watch has ended."""
+        if self._act is None:
+            return
+        with anyio.CancelScope() as self._scope:
+            await wait_for_disconnect(self._exchange.receive)
+            if self._act is not None:
+                self._act()
+
+    def end(self) -> None:
+        """Wait no more."""
+        self._act = None  # it holds what holds this: a circle, which would wait for the garbage collector
+        if self._scope is not None:
+            self._scope.cancel()
 
 
 async def _close_early(reply: Reply) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Final
 
 import anyio
 import structlog
@@ -13,8 +14,10 @@ from mcp_types.version import is_version_at_least
 from mcp_hybrid.backplane import BackplaneUnavailableError, Signal, SignalKind, StreamKey
 from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import Cause, Fault
+from mcp_hybrid.exchange.context import notification
 from mcp_hybrid.exchange.standalone import (
     STANDALONE,
+    Following,
     find_resume_point,
     is_over,
     serve_stream,
@@ -25,6 +28,10 @@ from mcp_hybrid.service.kernel import RESUMABLE_SINCE, Kernel
 from mcp_hybrid.sessions.registry import SessionOverError
 
 log = structlog.get_logger("mcp_hybrid")
+
+
+_GRAVER: Final = frozenset({"error", "critical", "alert", "emergency"})
+"""The log levels above `warning` (RFC 5424)."""
 
 
 class Streams:
@@ -74,6 +81,20 @@ class Streams:
             self._kernel.following.discard(scope)
         return None
 
+    def _tell_missed(self, stream: StreamKey, missed: int) -> bytes | None:
+        """Return the log message that so many messages of a GET stream were dropped, if its client takes such.
+
+        It does where the server has declared that it logs, and the client has not asked for what is graver only.
+        """
+        self._kernel.registry.counts.add(Count.MESSAGES_DROPPED, missed)
+        log.warning("a client read its GET stream too slowly", dropped=missed, session=stream.session[:12])
+        session = self._kernel.registry.live(stream.session)
+        if session is None or not self._kernel.logs or session.log_level in _GRAVER:
+            return None
+        what = "1 message was" if missed == 1 else f"{missed} messages were"
+        text = f"{what} dropped here: they came faster than this stream was read."
+        return notification("notifications/message", {"level": "warning", "logger": "mcp-hybrid", "data": text})
+
     async def _follow_standalone(
         self, exchange: Exchange, stream: StreamKey, after: str | None, scope: anyio.CancelScope
     ) -> None:
@@ -99,10 +120,9 @@ class Streams:
     async def _serve(self, exchange: Exchange, stream: StreamKey, after: str, scope: anyio.CancelScope) -> None:
         """Serve a stream until it ends, its client goes, its credential is no longer good, or `scope` is cancelled."""
         resumable = is_version_at_least(exchange.route.version, RESUMABLE_SINCE)
-        serving = partial(
-            serve_stream, exchange.send, exchange.receive, exchange.answer_headers(),
-            self._kernel.backplane, stream, after, scope, resumable=resumable,
-        )  # fmt: skip
+        tell_missed = partial(self._tell_missed, stream) if stream.name == STANDALONE else None
+        following = Following(self._kernel.backplane, stream, after, resumable, tell_missed)
+        serving = partial(serve_stream, exchange.send, exchange.receive, exchange.answer_headers(), following, scope)
         if exchange.lapsed is None:
             await serving()
         else:

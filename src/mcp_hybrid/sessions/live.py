@@ -93,6 +93,7 @@ class LiveSession:
         "hash",
         "id",
         "last_used",
+        "log_level",
         "owner",
         "pins",
         "questions",
@@ -127,6 +128,8 @@ class LiveSession:
         """Ends the standalone GET stream, where one is open."""
         self.stream = ""
         """The name of the request that it is open by."""
+        self.log_level = ""
+        """The least grave log messages that the client takes, as it last asked for in this process; empty: all."""
         self.watch = 0
         """When this session was last looked up (`Backplane.watch`)."""
         self.pins = 0

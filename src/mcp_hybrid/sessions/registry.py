@@ -155,17 +155,17 @@ class Registry:
     async def _look_up(self, session_id: str, digest: str, record: SessionRecord, owner: Owner) -> Found:
         """Say whether a session is over."""
         watch = self._backplane.watch
-        if await self._was_ended(digest):
+        if await self._was_ended(digest, self.expiry(record)):
             return Found(Standing.ENDED)
         if self.expiry(record) <= self._clock():
             await self._expire(digest)
             return Found(Standing.EXPIRED)
         return Found(Standing.VALID, session_id, digest, record, owner, watch)
 
-    async def _was_ended(self, digest: str) -> bool:
+    async def _was_ended(self, digest: str, expiry: float) -> bool:
         live = self._held.get(digest)
-        ended = self._backplane.has_heard(digest, live.watch if live is not None else 0)
-        return await self._backplane.is_revoked(digest) if ended is None else ended
+        ended = self._backplane.has_heard(digest, live.watch if live is not None else 0, expiry)
+        return await self._backplane.is_revoked(digest, expiry) if ended is None else ended
 
     async def good_until(self, session_id: str) -> float | None:
         """Return when a session ends by itself (wall clock, seconds); None where it is over already.
@@ -175,9 +175,10 @@ class Registry:
         digest = hash_of(session_id)
         live = self._held.get(digest)
         record = live.record if live is not None else self._open(session_id)
-        if record is None or self.expiry(record) <= self._clock() or await self._was_ended(digest):
+        if record is None:
             return None
-        return self.expiry(record)
+        expiry = self.expiry(record)
+        return None if expiry <= self._clock() or await self._was_ended(digest, expiry) else expiry
 
     def use(self, found: Found, calls: Sequence[RequestId] = (), *, first: bool = False) -> Use:
         """Return a context in which the live session of a valid id is held, and these request ids are taken in it.
@@ -211,7 +212,8 @@ class Registry:
         return session
 
     def _get(self, found: Found, *, first: bool) -> LiveSession:
-        if self._backplane.has_heard(found.hash, 0):
+        assert found.record is not None
+        if self._backplane.has_heard(found.hash, 0, self.expiry(found.record)):
             raise SessionOverError
         session = self._held.get(found.hash)
         if session is None:

@@ -16,7 +16,7 @@ from mcp_hybrid.telemetry.metrics import Metrics
 
 TIMED: Final = (
     "workers", "send", "broadcast", "revoke", "is_revoked", "tail", "append", "is_open", "holds", "peek", "take_over",
-    "release", "is_held", "forget", "load_state", "save_state",
+    "release", "is_held", "settle", "forget", "load_state", "save_state",
 )  # fmt: skip
 """The operations that are one exchange with the backplane. `read` waits for somebody else to write."""
 

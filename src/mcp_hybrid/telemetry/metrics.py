@@ -106,6 +106,11 @@ _FAMILIES: Final = (
         {Count.PROGRESS_WITHHELD: ""},
     ),
     _Family(
+        "messages_dropped",
+        "Messages for GET streams that were dropped, as the client read too slowly",
+        {Count.MESSAGES_DROPPED: ""},
+    ),
+    _Family(
         "connections_closed",
         "Connections that were closed for a limit",
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from mcp_hybrid.backplane.protocol import STATE_LIMIT, StateTooLargeError
@@ -30,6 +31,7 @@ class RedisBackplane(RedisLogs):
         arguments: list[bytes | str] = []
         for name, value in changes.items():
             arguments += [name, "-" if value is None else "=", value or b""]
-        keys = [self._key("state", session), self._key("ended", session)]
-        if not await self._run(scripts.SAVE, keys, STATE_LIMIT, int(until * 1000), *arguments):
+        keys = [self._key("state", session), *self._each("ended")]
+        times = (int(until * 1000), math.ceil(until))
+        if not await self._run(scripts.SAVE, keys, STATE_LIMIT, session, *times, *arguments):
             raise StateTooLargeError

@@ -16,7 +16,15 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 from coredis.connection import BaseConnection
-from coredis.exceptions import RedisError
+from coredis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    ClusterDownError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from coredis.pool import ConnectionPool
 
 OPERATION: Final = 2.0
@@ -25,8 +33,20 @@ OPERATION: Final = 2.0
 _TURNS: Final = 5
 """Turns of the scheduler in which an answer that has arrived is read."""
 
+REFUSED: Final = ("OOM", "MISCONF", "NOREPLICAS", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "The cluster is down")
+"""How the errors begin by which a Redis that can be reached refuses to do something for now."""
+
 FAILURES: Final = (RedisError, OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, TimeoutError)
 """What an operation raises where Redis cannot be reached."""
+
+
+def refuses(error: ResponseError) -> bool:
+    """Whether Redis refuses for now what it would do otherwise: it is full, read-only, or lets nobody in.
+
+    What else it answers with an error is malformed, and so a fault of ours.
+    """
+    lasting = (ReadOnlyError, AuthenticationError, AuthorizationError, ClusterDownError, TryAgainError)
+    return isinstance(error, lasting) or str(error).startswith(REFUSED)
 
 
 class RedisConnection:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import anyio
 
+from mcp_hybrid.backplane.ended import EndedSessions
 from mcp_hybrid.backplane.protocol import BackplaneUnavailableError, Signal, SignalKind
 from mcp_hybrid.backplane.redis import scripts
 from mcp_hybrid.backplane.redis.inbox import Fields, RedisInbox
@@ -46,8 +47,8 @@ class RedisEnds(RedisInbox):
 
     def __init__(self, url: str, **options: Any) -> None:
         super().__init__(url, **options)
-        self._ended: dict[str, float] = {}
-        """The ends that this worker knows of, and when their ids expire (wall clock, seconds)."""
+        self._ended = EndedSessions(self._most_ended)
+        """The ends that this worker knows of."""
         self._watch = 0
         self._fresh_until = -math.inf
         self._rounds: dict[str, _Round] = {}
@@ -65,35 +66,35 @@ class RedisEnds(RedisInbox):
         self._rounds[token] = round_ = _Round()
         body = f"{until} {self.worker} {token}".encode()
         try:
-            keys = [self._key("workers"), self._key("ended", session)]
+            keys = [*self._each("workers"), *self._each("ended")]
             signal = Signal(SignalKind.END, session, body)
-            told = await self._run(scripts.END, keys, *self._to_all(signal), int(until * 1000))
-            self._ended[session] = until
+            times = (int(self._clock()), math.ceil(until))
+            told = await self._run(scripts.END, keys, *self._to_all(signal), *times, self._most_ended)
+            self._ended.add(session, until)
             with anyio.move_on_after(FRESH):
                 await round_.all_of(set(told))
         finally:
             del self._rounds[token]
 
-    def has_heard(self, session: str, watch: int) -> bool | None:
+    def has_heard(self, session: str, watch: int, until: float = math.inf) -> bool | None:
         """Whether a session was ended, as far as this worker has heard; None where Redis has to be asked."""
-        if session in self._ended:
+        if self._ended.covers(session, until):
             return True
         return False if watch and watch == self.watch else None
 
-    async def is_revoked(self, session: str) -> bool:
+    async def is_revoked(self, session: str, until: float = math.inf) -> bool:
         """Whether a session was ended; with Redis away, whether this worker knows that it was."""
-        if session in self._ended:
+        if self._ended.covers(session, until):
             return True
         try:
-            return bool(await self._do(b"EXISTS", self._key("ended", session)))
+            expires = "inf" if until == math.inf else math.ceil(until)
+            return bool(await self._run(scripts.IS_ENDED, self._each("ended"), session, expires))
         except BackplaneUnavailableError:
             return False
 
     async def prune(self) -> None:
         """Forget the ends whose ids have expired."""
-        now = self._clock()
-        for session in [session for session, until in self._ended.items() if until <= now]:
-            del self._ended[session]
+        self._ended.prune(self._clock())
         await super().prune()
 
     async def _hear(self, fields: Fields) -> None:
@@ -104,7 +105,7 @@ class RedisEnds(RedisInbox):
             return
         if fields.get("kind") == SignalKind.END.value.encode():
             until, worker, token = fields["body"].decode().split()
-            self._ended[fields["session"].decode()] = float(until)
+            self._ended.add(fields["session"].decode(), float(until))
             self._to_confirm.setdefault(worker, []).append(token)
         await super()._hear(fields)
 

@@ -13,10 +13,11 @@ from typing import Any, Final
 import anyio
 import structlog
 from anyio.abc import TaskStatus
+from coredis.exceptions import ResponseError
 
 from mcp_hybrid.backplane.protocol import BackplaneUnavailableError, Handler, Signal, SignalKind
 from mcp_hybrid.backplane.redis import scripts
-from mcp_hybrid.backplane.redis.connection import FAILURES, OPERATION, RedisConnection
+from mcp_hybrid.backplane.redis.connection import FAILURES, OPERATION, RedisConnection, refuses
 from mcp_hybrid.backplane.redis.link import LEASE, RedisLink, text
 
 log = structlog.get_logger("mcp_hybrid")
@@ -63,14 +64,28 @@ class RedisInbox(RedisLink):
         while True:
             try:
                 await self._read_inbox()
+            except ResponseError as exc:
+                await self._go_without(exc)
             except (BackplaneUnavailableError, *FAILURES) as exc:
                 self._away(exc)
                 await anyio.sleep(REST)
+
+    async def _go_without(self, exc: ResponseError) -> None:
+        """Go on without a lease while Redis refuses to write one: what is there can still be read."""
+        if refuses(exc):
+            self._refused(exc)
+            self._heard_at = time.monotonic()
+            self._here()
+        else:
+            log.error("Redis does not understand what keeps this worker known", exc_info=exc)
+        self._lease_lost()
+        await anyio.sleep(REST)
 
     async def _read_inbox(self) -> None:
         asked = time.monotonic()
         await self._beat()
         self._here()
+        self._writable()
         found = await self._inbox_connection.run(
             b"XREAD", b"COUNT", AT_ONCE, b"BLOCK", int(BEAT * 1000),
             b"STREAMS", self._key("inbox", self.worker), self._position, within=BEAT + OPERATION,
@@ -101,7 +116,7 @@ class RedisInbox(RedisLink):
 
     async def _beat(self) -> None:
         """Say that this worker lives, and have what it has taken from its inbox thrown away."""
-        keys = [self._key("worker", self.worker), self._key("workers"), self._key("inbox", self.worker)]
+        keys = [self._key("worker", self.worker), self._key("inbox", self.worker), *self._each("workers")]
         had = await self._inbox_connection.run(
             b"EVAL", scripts.BEAT, len(keys), *keys, self.worker, int(LEASE * 1000), self._position
         )
@@ -119,13 +134,14 @@ class RedisInbox(RedisLink):
             try:
                 async with RedisConnection(self._url) as connection:  # the others are being cancelled
                     await connection.run(b"DEL", *keys)
-                    await connection.run(b"ZREM", self._key("workers"), self.worker)
+                    for workers in self._each("workers"):
+                        await connection.run(b"ZREM", workers, self.worker)
             except FAILURES:
                 log.debug("the lease is left to run out: Redis is away")
 
     async def workers(self) -> list[str]:
         """Return the names of the workers whose lease is good, this one among them."""
-        found = await self._run(scripts.ALIVE, [self._key("workers")], self._key("worker", ""))
+        found = await self._run(scripts.ALIVE, self._each("workers"), self._key("worker", ""))
         return sorted({self.worker, *map(text, found)})
 
     async def send(self, worker: str, signal: Signal) -> None:
@@ -138,17 +154,18 @@ class RedisInbox(RedisLink):
             raise BackplaneUnavailableError  # it may not have found Redis back yet
 
     async def _put(self, worker: str, *fields: bytes | str) -> int:
-        keys = [self._key("inbox", worker), self._key("worker", worker), self._key("workers")]
+        keys = [self._key("inbox", worker), *self._each("workers")]
         put: int = await self._run(scripts.PUT, keys, worker, INBOX_BYTES, *fields)
         return put
 
     async def broadcast(self, signal: Signal) -> None:
         """Say something to all other workers."""
-        await self._run(scripts.BROADCAST, [self._key("workers")], *self._to_all(signal))
+        await self._run(scripts.BROADCAST, self._each("workers"), *self._to_all(signal))
 
-    def _to_all(self, signal: Signal) -> Sequence[bytes | str]:
+    def _to_all(self, signal: Signal) -> Sequence[bytes | str | int]:
         fields = ("kind", signal.kind.value, "session", signal.session, "body", signal.body)
-        return (self.worker, self._key("inbox", ""), self._key("worker", ""), *fields)
+        lists = len(self._scopes)
+        return (lists, self.worker, self._key("inbox", ""), self._key("worker", ""), *fields)
 
     async def prune(self) -> None:
         """Drop what is past its time. Leases, inboxes and logs have lifetimes of their own."""
