@@ -415,7 +415,7 @@ async def test_an_end_is_remembered_by_a_worker_that_starts_later(shared_redis: 
         assert not await later.is_revoked(secrets.token_hex(16), now + 1000 + 20 * 39)
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
 def make_ending(request: pytest.FixtureRequest) -> Make:
     """Make backplanes that remember so many ended sessions."""
 

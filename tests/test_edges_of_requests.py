@@ -85,7 +85,7 @@ IDS: dict[str, tuple[Any, bool]] = {
     "empty text": ("", True),
     "zero": (0, True),
     "the largest integer": (2**64 - 1, True),
-    "the smallest integer": (1 - 2**64, True),
+    "the smallest integer": (-(2**63), True),
     "a larger integer": (2**64, False),
     "an integer of 4000 digits": (10**4000, False),
 }

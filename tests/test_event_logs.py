@@ -29,6 +29,7 @@ from mcp_hybrid.backplane import Backplane, BackplaneUnavailableError, LogLimits
 from mcp_hybrid.backplane.redis import RedisBackplane
 from mcp_hybrid.exchange import standalone
 from mcp_hybrid.exchange.journal import RETRY, LateBytes, StreamJournal
+from mcp_hybrid.routing.message import LONGEST_ID
 
 Open = Callable[..., AbstractAsyncContextManager[Conversation]]
 
@@ -65,7 +66,7 @@ def make_server(*, logs: bool = True) -> MCPServer[Any]:
     return server
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
 def opened(request: pytest.FixtureRequest) -> Open:
     """Open a session with a server whose logs have these limits."""
 
@@ -309,23 +310,17 @@ async def test_what_is_late_is_bounded_and_says_so(autojump_clock: object) -> No
 # ---- what clients choose is bounded
 
 
-@pytest.mark.parametrize("id_", ["x" * 257, 2**64, -(2**63) - 1])
+@pytest.mark.parametrize("id_", ["x" * (LONGEST_ID + 1), 2**64, -(2**63) - 1])
 async def test_a_request_id_beyond_its_bound_is_400(opened: Open, id_: str | int) -> None:
     async with opened() as talk:
         assert (await talk.post(mcp.request("ping", id=id_))).status == 400
 
 
-@pytest.mark.parametrize("id_", ["x" * 256, 2**64 - 1, -(2**63)])
+@pytest.mark.parametrize("id_", ["x" * LONGEST_ID, 2**64 - 1, -(2**63)])
 async def test_a_request_id_within_its_bound_is_echoed(opened: Open, id_: str | int) -> None:
     async with opened() as talk:
         answer = await talk.post(mcp.request("ping", id=id_))
         assert (answer.status, answer.json()["id"]) == (200, id_)
-
-
-async def test_no_progress_is_sent_under_a_token_beyond_its_bound(opened: Open) -> None:
-    async with opened() as talk:
-        answer = await talk.post(mcp.tool("many", {"values": 3}, token="t" * 257))
-        assert answer.header("content-type") == "application/json"
 
 
 async def test_request_ids_are_written_to_redis_once(

@@ -44,6 +44,8 @@ CLIENT = InitializeRequestParams(
 )
 OWNERS = [Owner("test", "alice", "c"), Owner("test", "bob", "c")]
 SESSIONS = 3
+NEVER = 1e12
+"""A wall clock beyond all that a test reaches."""
 LIMITS = SessionLimits(
     max_age=1000, idle_timeout=10, max_live=2, max_live_per_owner=2, max_questions=3, max_questions_per_session=2
 )
@@ -297,7 +299,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(number=st.integers(0, SESSIONS - 1))
     def end_elsewhere(self, number: int) -> None:
         digest = self.hashes[number]
-        self.backplane._ended.add(digest, math.inf)
+        self.backplane._ended.add(digest, NEVER)
         self.step(partial(self.registry.end_here, digest))
         self.gone.add(digest)
 

@@ -18,12 +18,12 @@ from mcp_hybrid.routing.depth import MOST_CONTAINERS, PLAIN, has_too_many, is_de
 BATCH_LIMIT: Final = 100
 """Messages in one batch. A 4 MiB body holds a hundred thousand pings; nobody needs them answered at once."""
 
-LONGEST_ID: Final = 256
+LONGEST_ID: Final = 1024
 """Characters of the longest request id or progress token. They are kept, sent to other workers, and go back with every
 message. The longest ones that clients make are UUIDs."""
 
-_LARGEST_ID: Final = 2**64
-"""Integers that are ids are below that, as what reads them in other languages has no more bits."""
+_INTEGER_IDS: Final = range(-(2**63), 2**64)
+"""Integers that are ids: other languages read them into 64 bits, with a sign or without."""
 
 LONGEST_METHOD: Final = 256
 """Characters of the longest method."""
@@ -217,4 +217,4 @@ def is_request_id(value: object) -> TypeGuard[RequestId]:
     """Whether a value can be a request's id: text, or an integer, of bounded size."""
     if isinstance(value, str):
         return len(value) <= LONGEST_ID
-    return isinstance(value, int) and not isinstance(value, bool) and -_LARGEST_ID < value < _LARGEST_ID
+    return isinstance(value, int) and not isinstance(value, bool) and value in _INTEGER_IDS
