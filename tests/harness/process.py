@@ -23,6 +23,8 @@ from typing import IO, ClassVar, Self
 
 import pytest
 
+from harness import forking
+
 POLL = 0.02
 """Seconds between two looks at a process."""
 
@@ -42,14 +44,22 @@ class ServerProcess:
     """Those that are up or have been, for `harness.logs`."""
 
     def __init__(
-        self, argv: Argv, env: Mapping[str, str] | None = None, *, path: str = "/mcp", deadline: float = 120
+        self,
+        argv: Argv,
+        env: Mapping[str, str] | None = None,
+        *,
+        path: str = "/mcp",
+        deadline: float = 120,
+        forked: bool = False,
     ) -> None:
+        """Run a command. `forked`: it is `mcp-hybrid`, and may be forked where that makes no difference."""
         self.port = 0
+        self._forked = forked
         self._argv = argv
         self._env = dict(env or {})
         self._path = path
         self._deadline = deadline
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: forking.Process | None = None
         self._stack = ExitStack()
         self._log: IO[bytes] | None = None
         self._last_log = ""
@@ -153,15 +163,21 @@ class ServerProcess:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> forking.Process:
         assert self._process is not None, "the process was not started"
         return self._process
 
     def _launch(self) -> None:
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
+        assert self._log is not None
+        environ = {**inherited, "PYTHONUNBUFFERED": "1", **self._env}
+        program, *arguments = self._argv(self.port)
+        if self._forked and forking.can_fork(arguments, self._env):
+            self._process = forking.SERVER.start(arguments, environ, self._log)
+            return
         self._process = subprocess.Popen(
-            self._argv(self.port),
-            env={**inherited, "PYTHONUNBUFFERED": "1", **self._env},
+            [program, *arguments],
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -191,7 +207,10 @@ def serve(
     """`mcp-hybrid serve [TARGET] [options]`."""
     named = [] if target is None else [target]
     return ServerProcess(
-        lambda port: [*command("mcp-hybrid"), "serve", *named, "--port", str(port), *options], env, path=path
+        lambda port: [*command("mcp-hybrid"), "serve", *named, "--port", str(port), *options],
+        env,
+        path=path,
+        forked=True,
     )
 
 

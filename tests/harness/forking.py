@@ -1,0 +1,214 @@
+"""Starts `mcp-hybrid` by forking a process that has imported it already: a start costs a tenth of what it does by exec.
+
+Each process of the tests has one such parent, made at the first start. A forked server is a session of its own, with
+the arguments, environment, descriptors and signal handlers that exec would give it. When the tests' process ends,
+however it does, the parent sees the end of its socket, kills what it has forked, and ends.
+
+Only what reads nothing at import that differs between servers may be forked. `can_fork` says what that is; tests of how
+the command starts use exec.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Final, Protocol
+
+_REQUEST: Final = 1 << 20
+"""Bytes of the longest request: a command line and an environment."""
+
+
+class Process(Protocol):
+    """What `subprocess.Popen` and `Forked` have in common."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Return the exit code if the process has ended."""
+        ...
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: It did not end in time.
+        """
+        ...
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal, unless the process has ended."""
+        ...
+
+
+class Forked:
+    """A process that was forked for us, with the methods of `subprocess.Popen`."""
+
+    def __init__(self, pid: int, status: int) -> None:
+        """Know a process by its id and the descriptor of the pipe that its exit code comes by."""
+        self.pid = pid
+        self._status = status
+        self._code: int | None = None
+
+    def poll(self) -> int | None:
+        """Return the exit code if the process has ended."""
+        if self._code is None and select.select([self._status], [], [], 0)[0]:
+            told = os.read(self._status, 16)
+            os.close(self._status)
+            self._code = int(told) if told else -signal.SIGKILL  # no word: its parent was killed, and it with it
+        return self._code
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the exit code."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise subprocess.TimeoutExpired("mcp-hybrid", timeout or 0)
+            select.select([self._status], [], [], left)
+        return code
+
+    def send_signal(self, sig: int) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.poll() is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, sig)
+
+
+def can_fork(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
+    """Whether such a start may be a fork: one process, and nothing that Python or a library reads at its import."""
+    words = {word.partition("=")[0] for word in arguments}
+    return (
+        sys.platform == "linux"
+        and not words & {"--workers", "--config"}
+        and not any(name.startswith(("PYTHON", "PROMETHEUS_", "OTEL_", "LD_", "LC_", "TZ")) for name in env)
+        and not {"MCP_HYBRID_SERVER__WORKERS", "MCP_HYBRID_CONFIG"} & set(env)
+    )
+
+
+class ForkServer:
+    """The process that forks, as the one that asks it sees it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+
+    def start(self, arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes]) -> Forked:
+        """Start `mcp-hybrid` with these arguments; both its outputs go to `output`, and it has no input."""
+        request = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(Path.cwd())}).encode()
+        status, told = os.pipe()
+        try:
+            with self._lock, open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device
+                if self._socket is None:
+                    self._socket = self._launch()
+                socket.send_fds(self._socket, [request], [nothing.fileno(), output.fileno(), told])
+                pid = int(self._socket.recv(32))
+        finally:
+            os.close(told)
+        return Forked(pid, status)
+
+    @staticmethod
+    def _launch() -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
+        with theirs:
+            subprocess.Popen(
+                [sys.executable, "-c", f"from harness.forking import main; main({theirs.fileno()})"],
+                cwd=Path(__file__).parent.parent,
+                env=inherited | {"PYTHONUNBUFFERED": "1"},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        return ours
+
+
+SERVER: Final = ForkServer()
+
+
+# ---- in the process that forks
+
+
+def main(descriptor: int) -> None:
+    """Fork on request, until the socket ends. In a forked process, run the command."""
+    from mcp_hybrid import app, cli  # noqa: F401, PLC0415 - all that a server imports, once
+    from mcp_hybrid.server import launch, running  # noqa: F401, PLC0415 - as above
+
+    gc.collect()
+    with socket.socket(fileno=descriptor) as requests:
+        run = _fork_on_request(requests, cli.main)
+    run()
+
+
+def _fork_on_request(requests: socket.socket, command: Callable[[], None]) -> Callable[[], None]:
+    children: dict[int, int] = {}
+    wake, woken = os.pipe2(os.O_NONBLOCK)
+    signal.set_wakeup_fd(woken)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    while True:
+        ready, _, _ = select.select([requests.fileno(), wake], [], [])
+        if wake in ready:
+            os.read(wake, 1024)
+            _reap(children)
+        if requests.fileno() in ready:
+            data, descriptors, _, _ = socket.recv_fds(requests, _REQUEST, 3)
+            if not data:
+                _kill(children)
+                return lambda: None
+            if (pid := os.fork()) == 0:
+                for inherited in (wake, woken, *children.values()):
+                    os.close(inherited)
+                _become(json.loads(data), descriptors)
+                return command
+            *used, children[pid] = descriptors
+            for each in used:
+                os.close(each)
+            requests.send(str(pid).encode())
+
+
+def _become(request: Mapping[str, object], descriptors: Sequence[int]) -> None:
+    """Make this process what exec would have made it."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    nothing, output, told = descriptors
+    for number, descriptor in enumerate((nothing, output, output)):
+        os.dup2(descriptor, number)
+    for each in (nothing, output, told):
+        os.close(each)
+    os.environ.clear()
+    os.environ.update(request["env"])  # type: ignore[call-overload]  # it was sent as a dictionary of text
+    os.chdir(str(request["cwd"]))
+    sys.argv = ["mcp-hybrid", *request["arguments"]]  # type: ignore[misc]  # a list of text
+    random.seed()
+
+
+def _reap(children: dict[int, int]) -> None:
+    with suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            told = children.pop(pid, None)
+            if told is not None:
+                with suppress(BrokenPipeError):
+                    os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
+                os.close(told)
+
+
+def _kill(children: Mapping[int, int]) -> None:
+    for pid in children:
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
