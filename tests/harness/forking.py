@@ -10,6 +10,7 @@ the command starts use exec.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import os
@@ -103,6 +104,7 @@ class ForkServer:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes]) -> Forked:
         """Start `mcp-hybrid` with these arguments; both its outputs go to `output`, and it has no input."""
@@ -118,12 +120,11 @@ class ForkServer:
             os.close(told)
         return Forked(pid, status)
 
-    @staticmethod
-    def _launch() -> socket.socket:
+    def _launch(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
         with theirs:
-            subprocess.Popen(
+            self._process = subprocess.Popen(
                 [sys.executable, "-c", f"from harness.forking import main; main({theirs.fileno()})"],
                 cwd=Path(__file__).parent.parent,
                 env=inherited | {"PYTHONUNBUFFERED": "1"},
@@ -132,7 +133,13 @@ class ForkServer:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
             )
+        atexit.register(self._close)
         return ours
+
+    def _close(self) -> None:
+        if self._socket is not None and self._process is not None:
+            self._socket.close()
+            self._process.wait(10)
 
 
 SERVER: Final = ForkServer()

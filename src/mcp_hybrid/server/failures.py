@@ -17,6 +17,8 @@ import h11
 import structlog
 import trio
 
+from mcp_hybrid.telemetry.logs import flush_logs
+
 OUT_OF_MEMORY: Final = 3
 """The exit code of a process that could not allocate memory."""
 
@@ -108,5 +110,6 @@ def end_without_memory() -> NoReturn:
     _reserve.clear()
     try:
         log.critical("out of memory: this process ends, and has to be replaced")
+        flush_logs()
     finally:
         os._exit(OUT_OF_MEMORY)
