@@ -129,7 +129,7 @@ class World:
         patch.setattr(master, "announce", lambda *_: self.announced.append(self.alive_in_crew))
         patch.setattr(master, "configure_logging", lambda *_: None)
         patch.setattr(master, "terminal_is_gone", lambda: False)
-        patch.setattr(master, "end_by_force_after", lambda _: None)
+        patch.setattr(master, "end_by_force_after", lambda _: lambda: None)
         patch.setattr(generation, "forget_worker", lambda _: None)
         patch.setattr(generation, "LOOK", 50.0)  # a clock that jumps stops at each
 

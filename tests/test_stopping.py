@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from functools import partial
 
 import anyio
@@ -36,6 +38,16 @@ async def test_a_stream_before_2025_11_25_just_ends(autojump_clock: object) -> N
             await stream.event()  # a comment
             setup.app.close_streams()
             await stream.finished()
+
+
+@pytest.mark.parametrize(("called_off", "code"), [(True, 0), (False, 1)])
+@pytest.mark.process
+def test_the_end_by_force_can_be_called_off(called_off: bool, code: int) -> None:
+    script = (
+        "import time; from mcp_hybrid.server.stopping import end_by_force_after; call_off = end_by_force_after(0.1)"
+    )
+    script += f"; {called_off} and call_off(); time.sleep(0.5 if {called_off} else 60)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, check=False).returncode == code
 
 
 @pytest.mark.process

@@ -62,8 +62,8 @@ ALL = Tier("all", "45 minutes", "", 4, "long", (("tools/check_wheel.py",), ("too
 TIERS = {tier.name: tier for tier in (CHECK, TEST, ALL)}
 
 
-STARTED: set[int] = set()
-"""The processes that this one started itself."""
+STARTED: dict[int, subprocess.Popen[bytes]] = {}
+"""The processes that this one started itself, by their ids."""
 
 
 class StoppedError(Exception):
@@ -148,7 +148,7 @@ def run(*command: str) -> int:
 def start(*command: str, output: IO[str] | None = None) -> subprocess.Popen[bytes]:
     """Start a command that `wait` waits for; its output goes where this script's goes, or to a file."""
     process = subprocess.Popen(command, stdout=output, stderr=output and subprocess.STDOUT)
-    STARTED.add(process.pid)
+    STARTED[process.pid] = process
     return process
 
 
@@ -164,12 +164,13 @@ def wait(process: subprocess.Popen[bytes], within: float = math.inf) -> int:
 
 
 def reap() -> None:
-    """Reap ended children that no `Popen` of this process knows."""
+    """Reap ended children. Those that this process started itself keep their exit codes."""
     with suppress(ChildProcessError):
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if ended.si_pid in STARTED:
-                return  # its `Popen` reaps it, at the next look
-            os.waitpid(ended.si_pid, 0)
+            if (process := STARTED.get(ended.si_pid)) is not None:
+                process.poll()
+            else:
+                os.waitpid(ended.si_pid, 0)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
@@ -224,7 +225,6 @@ def kill_descendants() -> None:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
-        STARTED.clear()
         reap()
 
 

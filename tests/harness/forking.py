@@ -87,14 +87,27 @@ class Forked:
                 os.kill(self.pid, sig)
 
 
+_READ_AT_IMPORT: Final = ("PYTHON", "PROMETHEUS_", "OTEL_", "LD_", "LC_", "TZ")
+
+
+def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name.startswith(_READ_AT_IMPORT)}
+
+
+_AT_START: Final = _read_at_import({**os.environ, "PYTHONUNBUFFERED": "1"})
+
+
 def can_fork(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether such a start may be a fork: one process, and nothing that Python or a library reads at its import."""
+    """Whether such a start may be a fork: one process, and nothing else that Python or a library reads at its import.
+
+    `env` is the whole environment of the process that would be started.
+    """
     words = {word.partition("=")[0] for word in arguments}
     return (
         sys.platform == "linux"
         and not words & {"--workers", "--config"}
-        and not any(name.startswith(("PYTHON", "PROMETHEUS_", "OTEL_", "LD_", "LC_", "TZ")) for name in env)
         and not {"MCP_HYBRID_SERVER__WORKERS", "MCP_HYBRID_CONFIG"} & set(env)
+        and _read_at_import(env) == _AT_START
     )
 
 

@@ -172,7 +172,7 @@ class ServerProcess:
         assert self._log is not None
         environ = {**inherited, "PYTHONUNBUFFERED": "1", **self._env}
         program, *arguments = self._argv(self.port)
-        if self._forked and forking.can_fork(arguments, self._env):
+        if self._forked and forking.can_fork(arguments, environ):
             self._process = forking.SERVER.start(arguments, environ, self._log)
             return
         self._process = subprocess.Popen(

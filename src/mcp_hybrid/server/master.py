@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import structlog
@@ -69,6 +69,7 @@ class Master:
         self._announced = False
         self._reload_wanted = False
         self._stopping = False
+        self._call_off: Callable[[], None] = lambda: None
         self._exit_code = 0
         self._error: ConfigurationError | None = None
 
@@ -234,7 +235,7 @@ class Master:
             return
         self._stopping = True
         within = self._time_to_stop()
-        end_by_force_after(within + _LAST)
+        self._call_off = end_by_force_after(within + _LAST)
         for generation in self._generations:
             generation.end(Order.STOP, within)
         self._nursery.start_soon(self._finish)
@@ -248,6 +249,7 @@ class Master:
             await generation.gone.wait()
         if self._error is None:
             log.info("stopped")
+        self._call_off()
         self._nursery.cancel_scope.cancel()
 
     def _end_at_once(self, number: signal.Signals) -> None:

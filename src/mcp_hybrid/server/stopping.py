@@ -9,6 +9,7 @@ import _thread
 import os
 import signal
 import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Final
 
@@ -92,14 +93,21 @@ class Stopping:
             end_by_force_after(self._drain_timeout + force_after)
 
 
-def end_by_force_after(seconds: float) -> None:
-    """End this process after so many seconds, whatever it is doing then, with exit code `FORCED`."""
+def end_by_force_after(seconds: float) -> Callable[[], None]:
+    """End this process after so many seconds, whatever it is doing then, with exit code `FORCED`.
+
+    What is returned calls that off: for what ends in time in a process that goes on.
+    """
+    armed = [True]
     # Not `threading`: its locks may be held by what a signal has interrupted.
-    _thread.start_new_thread(_end_by_force, (seconds,))
+    _thread.start_new_thread(_end_by_force, (seconds, armed))
+    return armed.clear
 
 
-def _end_by_force(seconds: float) -> None:
+def _end_by_force(seconds: float, armed: Sequence[bool]) -> None:
     time.sleep(seconds)
+    if not armed:
+        return
     log.error(_FORCED)
     flush_logs(_LAST_LINES)  # not longer: who reads the log may be what is stuck
     os._exit(FORCED)
