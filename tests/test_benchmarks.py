@@ -95,6 +95,7 @@ BYTES = {"offered": 100, "live": 2048, "hibernating": 100}
 """What a session may cost in each stage of its life. The tables it was once in keep something of their size."""
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.measures
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory and CPU time are read from /proc")
@@ -118,6 +119,7 @@ def compare(*options: str) -> tuple[str, list[str]]:
     return done.stdout, re.findall(rf" {CALL.name} +(\S+) +cpu_us [\d.]+ .*p99_ms [\d.]+", done.stdout)
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.measures
 @needs_cpu_time
@@ -141,6 +143,7 @@ def test_every_peer_is_set_up_and_compared_and_every_answer_is_right() -> None:
     ] == []
 
 
+@pytest.mark.long
 @pytest.mark.process
 @pytest.mark.measures
 @needs_cpu_time

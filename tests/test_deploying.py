@@ -223,6 +223,7 @@ def test_one_process_serves_on_loopback_and_a_page_if_told_to(bare: Machine, nam
 # One machine
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_a_machine_that_was_set_up_serves_through_nginx_and_tls(machine: Machine) -> None:
     need("curl")
@@ -247,6 +248,7 @@ def test_a_machine_that_was_set_up_serves_through_nginx_and_tls(machine: Machine
             assert version == "2"
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_its_settings_are_accepted_and_shown(machine: Machine) -> None:
     shown = machine.run("check")
@@ -255,6 +257,7 @@ def test_its_settings_are_accepted_and_shown(machine: Machine) -> None:
     assert "API keys (1 in " in shown
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_its_files_are_where_the_unit_looks_and_secrets_are_not_for_everybody(machine: Machine) -> None:
     assert machine.path("/etc/mcp-hybrid/secrets.env").stat().st_mode & 0o777 == 0o600

@@ -332,6 +332,7 @@ def test_what_the_image_is_made_of_is_sent_to_docker(image: Image) -> None:
             assert any(fnmatch.fnmatch(source, pattern) for pattern in kept), source
 
 
+@pytest.mark.long
 @pytest.mark.process
 def test_the_commands_of_the_image_make_one_that_serves_and_is_healthy(image: Image, tmp_path: Path) -> None:
     source, wheels, venv = tmp_path / "src", tmp_path / "wheels", tmp_path / "venv"

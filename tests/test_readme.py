@@ -168,7 +168,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    if os.environ.get("TESTS_TIER") == "test":
+    if os.environ.get("TESTS_TIER") != "all":
         set_up_by_hand(folder)
     port = free_port()
     env = clean_environment() | {"PYTHON": sys.executable, "MCP_HYBRID_SERVER__PORT": str(port)}

@@ -20,6 +20,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backplane", ["memory", pytest.param("redis", marks=pytest.mark.redis)])
 def test_a_load_with_streams_is_answered_and_its_figures_written(tmp_path: Path, backplane: str) -> None:
     """Whether memory is flat shows in minutes only: of the exit code no more is asked here than right answers."""

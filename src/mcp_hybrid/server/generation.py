@@ -74,8 +74,11 @@ class Generation:
         """Workers that died after they had been ready."""
         self.over = trio.Event()
         """Set when the workers are to end: none is started or replaced any more."""
+        self.told = trio.Event()
+        """Set when those that served at the first order have received one, or have ended."""
         self.gone = trio.Event()
         """Set when all of them have ended."""
+        self._untold: set[Worker] = set()
         self._launch = launch
         self._owner = owner
         self._known = known
@@ -91,11 +94,14 @@ class Generation:
                 for place in range(self.size):
                     nursery.start_soon(self._keep, place)
         finally:
+            self.told.set()
             self.gone.set()
 
     def end(self, order: Order, within: float) -> None:
         """Have the workers end, and kill those that have not after so many seconds. May be called again, to hurry."""
         self._order, self._deadline = order, trio.current_time() + within
+        if not self.over.is_set():
+            self._untold = set(self.serving)
         self.over.set()
         self._ordered.set()
         self._ordered = trio.Event()
@@ -126,7 +132,13 @@ class Generation:
             if not run.ended.is_set():
                 await self._end(run)
             nursery.cancel_scope.cancel()
+        self._note_told(worker)
         return run.served
+
+    def _note_told(self, worker: Worker) -> None:
+        self._untold.discard(worker)
+        if self.over.is_set() and not self._untold:
+            self.told.set()
 
     async def _start_and_serve(self, place: int, run: _Run) -> None:
         """Return when the worker has ended, has to be ended, or the generation is over."""
@@ -206,6 +218,7 @@ class Generation:
             if given is not self._order:
                 given = self._order
                 await (run.worker.retire() if given is Order.RETIRE else run.worker.stop())
+                self._note_told(run.worker)
                 continue
             with trio.move_on_at(self._deadline):
                 await _first(run.ended.wait, self._ordered.wait)

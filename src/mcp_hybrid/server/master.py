@@ -204,10 +204,16 @@ class Master:
 
     def _go_over_to(self, generation: Generation, fresh: Settings) -> None:
         configure_logging(fresh.log.level, fresh.log.format)
-        if self._current is not None:
-            self._current.end(Order.RETIRE, LINGER + self._time_to_stop())
+        old = self._current
         self._current, self._settings, self._next = generation, fresh, None
-        log.info("reloaded", workers=generation.size)
+        if old is not None:
+            old.end(Order.RETIRE, LINGER + self._time_to_stop())
+            self._nursery.start_soon(self._note_reload, old, generation.size)
+
+    async def _note_reload(self, old: Generation, size: int) -> None:
+        """Log the reload once the old workers know that they take no more connections: until then they do."""
+        await old.told.wait()
+        log.info("reloaded", workers=size)
 
     def _share_key(self, settings: Settings) -> None:
         """Make one key for all workers, if there is to be one and none is configured. It is kept over reloads."""
