@@ -30,7 +30,7 @@ FORCED: Final = 1
 
 _LAST_LINES: Final = 0.5
 """Seconds for the last lines of the log, in a process that is ended by force."""
-_FORCED: Final = "ended by force: something did not let go in time, most likely a tool that cannot be cancelled"
+_FORCED: Final = "ended by force: something did not let go in time, most likely a tool that blocks the event loop"
 
 log = structlog.get_logger()
 
