@@ -136,6 +136,32 @@ def test_a_test_that_starts_a_program_unmarked_fails(tmp_path: Path) -> None:
     assert "mark the test with one of outside, redis, process" in done.stdout
 
 
+GROUPED = """
+import os, pathlib, pytest
+
+@pytest.fixture(scope="module")
+def server():
+    return os.getpid()
+
+@pytest.mark.parametrize("number", range(8))
+def test_with_a_shared_server(server, number):
+    pathlib.Path(f"process-{os.getpid()}").touch()
+"""
+
+
+@pytest.mark.process
+def test_what_shares_a_fixture_runs_in_one_process(tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text(GROUPED, encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\n", encoding="utf-8")
+    environ = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    command = ["-m", "pytest", "-q", "-p", "harness.kinds", "-p", "xdist", "-n", "3", "--dist", "loadgroup"]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert "8 passed" in done.stdout, done.stdout
+    assert len(list(tmp_path.glob("process-*"))) == 1
+
+
 REPORT = """<testsuites><testsuite time="9.5">
 <testcase classname="tests.test_b" name="test_x[a|b]" time="2"><properties>
   <property name="kind" value="redis" /></properties></testcase>
