@@ -83,7 +83,8 @@ every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 @asynccontextmanager
 async def serving(server: object, redis: RedisServer | None = None, prefix: str = "") -> AsyncIterator[AsgiClient]:
     backplane = RedisBackplane(redis.url, prefix=prefix) if redis is not None else None
-    shared = Settings.model_validate({"sessions": {"keys": [KEY]}})
+    # However slow the machine is, answers are JSON.
+    shared = Settings.model_validate({"sessions": {"keys": [KEY]}, "stream_after": "1h"})
     async with AsgiClient(HybridApp(server, shared, backplane=backplane), patience=20) as client:
         yield client
 
