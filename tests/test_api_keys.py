@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import tomllib
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from mcp_hybrid.cli import app
 from mcp_hybrid.errors import ConfigurationError
-from mcp_hybrid.security import api_keys
+from mcp_hybrid.security import api_keys, watched
 from mcp_hybrid.security.verifiers import ApiKeyVerifier
 
 NOW = 1_800_000_000.0
@@ -34,13 +33,11 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[LogCapture]:
-    """What is logged, from the first level on."""
+def logged(monkeypatch: pytest.MonkeyPatch) -> LogCapture:
+    """What the watcher of the file logs. Its own logger may have been cached by an earlier test, and is replaced."""
     capture = LogCapture()
-    before = structlog.get_config()
-    structlog.configure(processors=[capture], cache_logger_on_first_use=False)
-    yield capture
-    structlog.configure(**before)
+    monkeypatch.setattr(watched, "log", structlog.wrap_logger(structlog.PrintLogger(), processors=[capture]))
+    return capture
 
 
 # Making them

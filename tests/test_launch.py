@@ -19,7 +19,7 @@ import httpx2
 import pytest
 
 from harness.mcp import headers, initialize, notification, request, tool
-from harness.process import ServerProcess, command, free_port, hypercorn, program, serve
+from harness.process import POLL, ServerProcess, command, free_port, hypercorn, program, serve
 from harness.process import run_to_its_end as run
 from harness.sse import EventReader
 from mcp_hybrid.sessions.seal import fresh_key
@@ -102,6 +102,7 @@ def test_sigterm_lets_a_request_in_flight_finish_and_the_exit_code_is_0(
     # One key for all: `hypercorn -w` has nobody who would give its workers one, and either may take the call.
     with start({"RECORD_FILE": str(record), "MCP_HYBRID_SESSIONS__KEYS": fresh_key()}) as server:
         session = open_session(server.url)
+        wait_for_all(record, workers)
         with streaming(server.url, tool("steps", {"count": 3, "delay": 0.3}, token="t"), session) as messages:
             first = next(messages)
             os.kill(server.pid, signal.SIGTERM)
@@ -110,6 +111,14 @@ def test_sigterm_lets_a_request_in_flight_finish_and_the_exit_code_is_0(
     assert [message["params"]["progress"] for message in (first, *rest[:-1])] == [1, 2, 3]
     assert rest[-1]["result"]["content"][0]["text"] == "3 steps"
     assert sorted(record.read_text().split()) == ["enter"] * workers + ["exit"] * workers
+
+
+def wait_for_all(record: Path, workers: int) -> None:
+    """Wait until every worker serves: the first one answers while the others still start."""
+    until = time.monotonic() + 60
+    while record.read_text().split().count("enter") < workers:
+        assert time.monotonic() < until
+        time.sleep(POLL)
 
 
 def test_ctrl_c_ends_it_just_as_well(record: Path) -> None:
@@ -126,6 +135,7 @@ def test_a_request_that_outlives_the_time_for_draining_is_answered_with_an_error
 ) -> None:
     with start({"RECORD_FILE": str(record), "MCP_HYBRID_SERVER__DRAIN_TIMEOUT": "500ms"}) as server:
         session = open_session(server.url)
+        wait_for_all(record, workers)
         with streaming(server.url, tool("steps", {"count": 2, "delay": 60}, token="t"), session) as messages:
             next(messages)
             os.kill(server.pid, signal.SIGTERM)
