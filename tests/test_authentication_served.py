@@ -20,7 +20,7 @@ from harness import mcp
 from harness.clients import PATIENCE, Wire, call, following, on_trio_and_asyncio
 from harness.issuer import Issuer, bearer, serving
 from harness.login import Login, Memory, login_server, oauth
-from harness.process import ServerProcess, command, hypercorn, program, serve
+from harness.process import ServerProcess, command, hypercorn, program, run_to_its_end, serve
 from mcp_hybrid.security import jwks
 
 DOCUMENT = (Path(__file__).parent.parent / "docs" / "authentication.md").read_text(encoding="utf-8")
@@ -80,8 +80,7 @@ def made_by_the_document(folder: Path) -> tuple[str, Path]:
 
 def called(url: str, token: str) -> int:
     """Run `mcp-hybrid call` with a token, and give its exit code."""
-    line = [*command("mcp-hybrid"), "call", url, "add", "a=1", "b=2"]
-    return subprocess.run(line, env={**os.environ, "MCP_TOKEN": token}, capture_output=True, check=False).returncode
+    return run_to_its_end("mcp-hybrid", "call", url, "add", "a=1", "b=2", MCP_TOKEN=token).returncode
 
 
 pytestmark = pytest.mark.process

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -112,6 +113,26 @@ def test_a_finalizer_that_logs_while_a_line_is_queued_does_not_wait(pipe: Pipe, 
     with writer._lock:
         writer.write("from within")
     assert pipe.read(writer) == ["from within"]
+
+
+def test_a_finalizer_that_logs_in_the_new_thread_does_not_hold_its_start(
+    pipe: Pipe, writer: LogWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def logs_first(thread: threading.Thread) -> None:
+        if thread.name != "log writer":
+            start(thread)
+            return
+        finalizer = threading.Thread(target=writer.write, args=("from a finalizer",))
+        finalizer.start()
+        finalizer.join(ENOUGH)
+        assert not finalizer.is_alive()
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", logs_first)
+    writer.write("the first line")
+    assert pipe.read(writer) == ["the first line", "from a finalizer"]
 
 
 @pytest.mark.process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -122,6 +123,24 @@ def test_workers_that_die_at_their_start_are_tried_again_more_slowly_and_then_gi
     assert done.stderr.count("a worker could not start") >= 5
     assert "it ended with exit code 3" in done.stderr
     assert "giving up: no worker comes up" in done.stderr.splitlines()[-2]
+
+
+async def test_a_worker_that_does_not_become_ready_writes_what_it_is_doing(tmp_path: Path) -> None:
+    target = tmp_path / "slow.py"
+    target.write_text("def connect_to_nothing():\n    import time\n    time.sleep(600)\nconnect_to_nothing()\n")
+    ours, theirs = socket.socketpair()
+    start = {"master": os.getpid(), "config": None, "key": None, "overrides": {"target": str(target)}}
+    code = "from mcp_hybrid.server import child; import sys; child.REPORT_AFTER = 0.1; child.main(sys.argv[1])"
+    with ours, theirs, (tmp_path / "errors").open("wb") as errors:
+        worker = subprocess.Popen(  # noqa: ASYNC220 - it does not wait
+            [sys.executable, "-c", code, str(theirs.fileno())], stderr=errors, pass_fds=[theirs.fileno()]
+        )
+        ours.sendall(json.dumps(start).encode() + b"\n")
+        try:
+            await until(lambda: "connect_to_nothing" in (tmp_path / "errors").read_text())
+        finally:
+            worker.kill()
+            worker.wait()
 
 
 async def test_workers_do_not_outlive_their_master(three: ServerProcess) -> None:

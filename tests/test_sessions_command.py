@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 from harness.mcp import headers, initialize, notification, request
-from harness.process import ServerProcess, command, free_port, program, serve
+from harness.process import ServerProcess, command, free_port, program, run_to_its_end, serve
 
 pytestmark = pytest.mark.process
 
@@ -49,10 +49,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*command("mcp-hybrid"), "sessions", *arguments],
-        env=environment(**env), capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+    return run_to_its_end("mcp-hybrid", "sessions", *arguments, **env)
 
 
 def on_terminal(*arguments: str, **env: str) -> str:

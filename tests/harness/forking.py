@@ -1,8 +1,9 @@
 """Starts `mcp-hybrid` by forking a process that has imported it already: a start costs a tenth of what it does by exec.
 
 Each process of the tests has one such parent, made at the first start. A forked server is a session of its own, with
-the arguments, environment, descriptors and signal handlers that exec would give it. When the tests' process ends,
-however it does, the parent sees the end of its socket, kills what it has forked, and ends.
+the arguments, environment, descriptors and signal handlers that exec would give it. A master that was forked forks its
+workers in turn. When the tests' process ends, however it does, the parent sees the end of its socket, kills what it has
+forked, and ends.
 
 Only what reads nothing at import that differs between servers may be forked. `can_fork` says what that is; tests of how
 the command starts use exec.
@@ -22,10 +23,16 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from contextvars import Context
 from pathlib import Path
-from typing import IO, Final, Protocol
+from typing import IO, Final, NoReturn, Protocol
+
+import prometheus_client
+import trio
 
 _REQUEST: Final = 1 << 20
 """Bytes of the longest request: a command line and an environment."""
@@ -97,18 +104,12 @@ def _read_at_import(env: Mapping[str, str]) -> dict[str, str]:
 _AT_START: Final = _read_at_import({**os.environ, "PYTHONUNBUFFERED": "1"})
 
 
-def can_fork(arguments: Sequence[str], env: Mapping[str, str]) -> bool:
-    """Whether such a start may be a fork: one process, and nothing else that Python or a library reads at its import.
+def can_fork(env: Mapping[str, str]) -> bool:
+    """Whether such a start may be a fork: nothing differs that Python or a library reads at its import.
 
     `env` is the whole environment of the process that would be started.
     """
-    words = {word.partition("=")[0] for word in arguments}
-    return (
-        sys.platform == "linux"
-        and not words & {"--workers", "--config"}
-        and not {"MCP_HYBRID_SERVER__WORKERS", "MCP_HYBRID_CONFIG"} & set(env)
-        and _read_at_import(env) == _AT_START
-    )
+    return sys.platform == "linux" and _read_at_import(env) == _AT_START
 
 
 class ForkServer:
@@ -119,15 +120,18 @@ class ForkServer:
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes]) -> Forked:
-        """Start `mcp-hybrid` with these arguments; both its outputs go to `output`, and it has no input."""
+    def start(
+        self, arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes], errors: IO[bytes] | None = None
+    ) -> Forked:
+        """Start `mcp-hybrid` with these arguments, and no input; `errors` is `output` if not given."""
         request = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(Path.cwd())}).encode()
         status, told = os.pipe()
         try:
             with self._lock, open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device
                 if self._socket is None:
                     self._socket = self._launch()
-                socket.send_fds(self._socket, [request], [nothing.fileno(), output.fileno(), told])
+                files = [nothing.fileno(), output.fileno(), (errors or output).fileno(), told]
+                socket.send_fds(self._socket, [request], files)
                 pid = int(self._socket.recv(32))
         finally:
             os.close(told)
@@ -164,9 +168,11 @@ SERVER: Final = ForkServer()
 def main(descriptor: int) -> None:
     """Fork on request, until the socket ends. In a forked process, run the command."""
     from mcp_hybrid import app, cli  # noqa: F401, PLC0415 - all that a server imports, once
-    from mcp_hybrid.server import launch, running  # noqa: F401, PLC0415 - as above
+    from mcp_hybrid.server import child, launch, master, running, worker_process  # noqa: F401, PLC0415 - as above
 
+    worker_process.open_process = _fork_worker
     gc.collect()
+    gc.freeze()  # so that forked processes go on sharing the memory of what was imported
     with socket.socket(fileno=descriptor) as requests:
         run = _fork_on_request(requests, cli.main)
     run()
@@ -183,7 +189,7 @@ def _fork_on_request(requests: socket.socket, command: Callable[[], None]) -> Ca
             os.read(wake, 1024)
             _reap(children)
         if requests.fileno() in ready:
-            data, descriptors, _, _ = socket.recv_fds(requests, _REQUEST, 3)
+            data, descriptors, _, _ = socket.recv_fds(requests, _REQUEST, 4)
             if not data:
                 _kill(children)
                 return lambda: None
@@ -203,10 +209,10 @@ def _become(request: Mapping[str, object], descriptors: Sequence[int]) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    nothing, output, told = descriptors
-    for number, descriptor in enumerate((nothing, output, output)):
+    *standard, told = descriptors
+    for number, descriptor in enumerate(standard):
         os.dup2(descriptor, number)
-    for each in (nothing, output, told):
+    for each in (*standard, told):
         os.close(each)
     os.environ.clear()
     os.environ.update(request["env"])  # type: ignore[call-overload]  # it was sent as a dictionary of text
@@ -232,3 +238,60 @@ def _kill(children: Mapping[int, int]) -> None:
     for pid in children:
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
+
+
+# ---- in a master that was forked
+
+
+async def _fork_worker(fds: Sequence[int]) -> trio.Process:
+    """Fork a worker, in place of `worker_process.open_process`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads, which are the log's and of no concern here
+        pid = os.fork()
+    if pid == 0:
+        _run_worker(fds)
+    return trio.Process._create(_ForkedWorker(pid), None, None, None)
+
+
+class _ForkedWorker(subprocess.Popen[bytes]):
+    """Waits for a process that was forked already, and signals it."""
+
+    def __init__(self, pid: int) -> None:
+        self._forked = pid
+        super().__init__("a worker")
+
+    def _execute_child(self, *_: object) -> None:
+        self.pid = self._forked
+        self._child_created = True
+
+
+def _run_worker(fds: Sequence[int]) -> NoReturn:
+    """Run a worker in this forked process, on the stack of the master's event loop, which does not go on in here."""
+    from mcp_hybrid.server import child  # noqa: PLC0415 - only processes that were forked need it
+
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        sys.set_asyncgen_hooks(None, None)
+        trio._core._run.GLOBAL_RUN_CONTEXT.__dict__.clear()
+        keep = {0, 1, 2, *fds}
+        for each in [int(file.name) for file in Path("/proc/self/fd").iterdir()]:
+            if each not in keep:
+                with suppress(OSError):
+                    os.close(each)
+        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            prometheus_client.values.ValueClass = prometheus_client.values.get_value_class()  # type: ignore[no-untyped-call]
+        random.seed()
+        code = Context().run(child.main, *map(str, fds))
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:  # noqa: BLE001 - as at the end of any process
+        traceback.print_exc()
+    finally:
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(code)

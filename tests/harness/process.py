@@ -32,6 +32,8 @@ PROGRAMS = Path(__file__).parent.parent / "programs"
 
 _PORT_TAKEN = re.compile(r"address already in use|Errno 98|Errno 48", re.IGNORECASE)
 _TRIES = 5
+_LONGEST_RUN = 300
+"""Seconds for a command that ends by itself."""
 
 Argv = Callable[[int], Sequence[str]]
 """Makes a command line for a port."""
@@ -172,7 +174,7 @@ class ServerProcess:
         assert self._log is not None
         environ = {**inherited, "PYTHONUNBUFFERED": "1", **self._env}
         program, *arguments = self._argv(self.port)
-        if self._forked and forking.can_fork(arguments, environ):
+        if self._forked and forking.can_fork(environ):
             self._process = forking.SERVER.start(arguments, environ, self._log)
             return
         self._process = subprocess.Popen(
@@ -319,6 +321,13 @@ def run_to_its_end(*arguments: str, **env: str) -> subprocess.CompletedProcess[s
     """Run a command that is expected to end by itself."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
     name, *rest = arguments
-    return subprocess.run(
-        [*command(name), *rest], env=inherited | env, capture_output=True, text=True, timeout=300, check=False
-    )
+    argv, environ = [*command(name), *rest], inherited | env
+    if name != "mcp-hybrid" or not forking.can_fork({"PYTHONUNBUFFERED": "1", **environ}):
+        return subprocess.run(argv, env=environ, capture_output=True, text=True, timeout=_LONGEST_RUN, check=False)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        code = forking.SERVER.start(rest, environ, output, errors).wait(_LONGEST_RUN)
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode())
+    return subprocess.CompletedProcess(argv, code, *texts)

@@ -7,6 +7,7 @@ means that the master has died: then it drains and ends, so that no worker outli
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import signal
 import socket
@@ -24,12 +25,14 @@ from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.parent import ParentWatch
 from mcp_hybrid.server.running import guarded_application, run
 from mcp_hybrid.server.stopping import Stopping
-from mcp_hybrid.server.worker_process import READY, RETIRE, STOP
+from mcp_hybrid.server.worker_process import READY, RETIRE, START_TIMEOUT, STOP
 from mcp_hybrid.settings import Settings, load
 from mcp_hybrid.telemetry.logs import configure_logging, take_over_process
 
 UNUSABLE: Final = 2
 """The exit code of a worker whose settings or target cannot be used."""
+REPORT_AFTER: Final = START_TIMEOUT - 5
+"""Seconds after which a worker that is not ready writes to standard error what it is doing, before it is killed."""
 
 
 def main(*numbers: str) -> int:
@@ -43,6 +46,8 @@ def main(*numbers: str) -> int:
         start = lines.readline()
         if not start:  # the master is gone already
             return 0
+        with suppress(Exception):  # standard error may be closed
+            faulthandler.dump_traceback_later(REPORT_AFTER)
         try:
             told = json.loads(start)
             watch = ParentWatch(control, told["master"], listeners)
@@ -77,6 +82,7 @@ async def _serve(app: HybridApp, listeners: Sequence[socket.socket], control: so
     trio.lowlevel.spawn_system_task(_stop_listening, stopping, watch)
 
     async def started() -> None:
+        faulthandler.cancel_dump_traceback_later()
         with suppress(trio.BrokenResourceError):  # told to stop meanwhile: requests that came first are still finished
             await stream.send_all(READY)
 

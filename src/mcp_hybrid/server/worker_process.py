@@ -39,6 +39,17 @@ class WorkerRefusedError(WorkerFailedError):
     """A worker that could not use its settings or its target: trying again would not help."""
 
 
+async def open_process(fds: Sequence[int]) -> trio.Process:
+    """Start the process of a worker, which inherits these descriptors.
+
+    Raises:
+        OSError, ValueError, SubprocessError: The system has no room for one.
+    """
+    # -P: modules of ours must not be looked for in the directory where the server happens to be started.
+    command = [sys.executable, "-P", "-m", "mcp_hybrid.server.child", *map(str, fds)]
+    return await trio.lowlevel.open_process(command, pass_fds=fds)
+
+
 class Worker:
     """One worker process."""
 
@@ -63,10 +74,8 @@ class Worker:
             raise WorkerFailedError(f"no socket for a process: {error.strerror}") from None
         with theirs:
             fds = [theirs.fileno(), *(listener.fileno() for listener in listeners)]
-            # -P: modules of ours must not be looked for in the directory where the server happens to be started.
-            command = [sys.executable, "-P", "-m", "mcp_hybrid.server.child", *map(str, fds)]
             try:
-                process = await trio.lowlevel.open_process(command, pass_fds=fds)
+                process = await open_process(fds)
             except (OSError, ValueError, SubprocessError) as error:
                 ours.close()
                 raise WorkerFailedError(f"no process could be started: {error}") from None

@@ -88,8 +88,11 @@ class LogWriter:
             if self._asleep:
                 self._asleep = False
                 self._changed.notify_all()
-            elif self._thread is None:
-                self._start()
+            starts = self._thread is None
+            if starts:
+                self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+        if starts:
+            self._start()
 
     def flush(self, timeout: float) -> bool:
         """Wait until the lines so far are written, at most so many seconds. Returns whether they are.
@@ -133,9 +136,11 @@ class LogWriter:
     # The thread
 
     def _start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="log writer", daemon=True)
+        # Without the lock: the start waits for the new thread, in which a finalizer that logs may run before anything.
+        thread = self._thread
         try:
-            self._thread.start()
+            if thread is not None:
+                thread.start()
         except RuntimeError:  # the system has no room for a thread: the next line tries again
             self._thread = None
 
