@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, chdir
 from pathlib import Path
 
 import httpx2
@@ -74,7 +73,9 @@ def made_by_the_document(folder: Path) -> tuple[str, Path]:
     """Do what the document says, and give the key and the file that it is in."""
     (folder / "mcp-hybrid.toml").write_text(block("keys"), encoding="utf-8")
     line = shlex.split(block("key").splitlines()[0])
-    made = subprocess.run([*command(line[0]), *line[1:]], cwd=folder, capture_output=True, text=True, check=True)
+    with chdir(folder):
+        made = run_to_its_end(*line)
+    assert made.returncode == 0, made.stderr
     return made.stdout.strip(), folder / "api-keys.toml"
 
 

@@ -30,6 +30,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from pydantic_core import from_json
 
+from harness import environments
+from harness.environments import WITHOUT_DOWNLOADS
 from harness.mcp import body, headers, request
 from harness.process import ServerProcess, free_port
 from harness.proxies import is_old, nginx_with
@@ -95,7 +97,13 @@ class Machine:
         done = subprocess.run(
             ["sh", "-ec", self.here(BLOCKS[name])],
             cwd=self.clone,
-            env=clean_environment() | {"PATH": self.search_path, "TOLD": str(self.root / "told")} | env,
+            env={
+                **clean_environment(),
+                **WITHOUT_DOWNLOADS,
+                "PATH": self.search_path,
+                "TOLD": str(self.root / "told"),
+                **env,
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -122,6 +130,9 @@ def make_machine(root: Path) -> Machine:
         stub = root / "stubs" / name
         stub.write_text(f'#!/bin/sh\necho "{name} $*" >> "$TOLD"\n', encoding="utf-8")
         stub.chmod(0o755)
+    python = root / "stubs" / "python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} {environments.__file__} "$@"\n', encoding="utf-8")
+    python.chmod(0o755)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, machine.clone)
     for name in ("src", "config"):

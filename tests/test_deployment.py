@@ -14,7 +14,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +25,9 @@ import pytest
 import yaml
 
 from harness.containers import CONFIG, Container, Manifests
+from harness.environments import WITHOUT_DOWNLOADS, make_environment
 from harness.mcp import LEGACY, body, headers, initialize, request
-from harness.process import POLL, ServerProcess, command, free_port
+from harness.process import POLL, ServerProcess, command, free_port, run_to_its_end
 from harness.tools import need
 from mcp_hybrid.sessions.seal import fresh_key
 from mcp_hybrid.settings import FIELDS, Settings, load, variable
@@ -49,9 +49,7 @@ def post(port: int, message: Any, key: str | None, host: str = "mcp.example.org"
 
 def api_key(owner: str) -> tuple[str, str]:
     """Make an API key: the key, and the entry for the file of keys."""
-    done = subprocess.run(
-        [*command("mcp-hybrid"), "api-key", "new", "--owner", owner], capture_output=True, text=True, check=True
-    )
+    done = run_to_its_end("mcp-hybrid", "api-key", "new", "--owner", owner)
     key, _, entry = done.stdout.partition("\n\n")
     return key, entry
 
@@ -342,10 +340,10 @@ def test_the_commands_of_the_image_make_one_that_serves_and_is_healthy(image: Im
         for name in names:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, source / name)
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    make_environment(venv)
     path = f"{venv / 'bin'}:{os.environ['PATH']}"
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "MCP_HYBRID_"))}
-    env = clean | {"PATH": path, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    env = {**clean, **WITHOUT_DOWNLOADS, "PATH": path, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     for stage in (0, 1):
         for run in image.all("RUN", stage):
             # The cache only spares CI a second download.
@@ -366,15 +364,8 @@ def test_the_commands_of_the_image_make_one_that_serves_and_is_healthy(image: Im
 
 @pytest.mark.process
 def test_the_image_does_not_serve_everybody_unless_told_to(image: Image) -> None:
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MCP_HYBRID_")}
-    done = subprocess.run(
-        [*command("mcp-hybrid"), *yaml.safe_load(image.one("CMD")), "--port", str(free_port())],
-        env=env | image.environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    start = [*yaml.safe_load(image.one("CMD")), "--port", str(free_port())]
+    done = run_to_its_end("mcp-hybrid", *start, **image.environment())
     assert done.returncode == 2
     assert "--allow-anonymous" in done.stderr
 

@@ -14,9 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
-import venv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from typer.main import get_command
 
 from clients.installing import NODE, find_node
 from harness.asgi import App, AsgiClient
+from harness.environments import make_environment
 from harness.mcp import Conversation, body, headers, tool
 from harness.process import command, free_port
 from harness.terminal import Terminal
@@ -183,15 +182,13 @@ def set_up_by_hand(folder: Path) -> None:
     The tier `all` has `make serve` do it, and whoever runs the tests has had `make test` do it.
     """
     place = folder / ".venv"
-    venv.create(place, symlinks=True)
-    (packages,) = place.glob("lib/python*/site-packages")
-    (packages / "these.pth").write_text(f"{folder / 'src'}\n{sysconfig.get_path('purelib')}\n", encoding="utf-8")
+    with (make_environment(place) / "these.pth").open("a", encoding="utf-8") as paths:
+        paths.write(f"{folder / 'src'}\n")
     for name in ("mcp-hybrid", "hypercorn"):
         script = Path(command(name)[0]).read_text(encoding="utf-8").partition("\n")[2]
         (place / "bin" / name).write_text(f"#!{place / 'bin' / 'python'}\n{script}", encoding="utf-8")
         (place / "bin" / name).chmod(0o755)
-    for made in ("bin/pip", ".runtime"):
-        (place / made).touch()
+    (place / ".runtime").touch()
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ class Container:
             here = ["--host", "127.0.0.1", "--port", str(port)]
             return [*command("mcp-hybrid"), *arguments, *here, *options]
 
-        with ServerProcess(argv, env) as process:
+        with ServerProcess(argv, env, forked=True) as process:
             yield process
 
 
