@@ -5,15 +5,23 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 import structlog
 from hypercorn.config import Config
 from hypercorn.logging import Logger as HypercornLogger
 
+from harness.mcp import headers, tool
+from harness.process import POLL, command, free_port
 from mcp_hybrid.settings import LogFormat, LogLevel
 from mcp_hybrid.telemetry import logs
 from mcp_hybrid.telemetry.logs import configure_logging
@@ -192,3 +200,69 @@ def test_hypercorns_own_handler_does_not_write_the_line_a_second_time(capsys: py
     logging.getLogger("hypercorn.error").info("once")
     assert [line["event"] for line in lines(stream)] == ["once"]
     assert capsys.readouterr().err == ""
+
+
+PRINTING = """\
+import logging, sys, warnings
+from contextlib import asynccontextmanager
+from fastmcp import FastMCP
+from fastmcp.utilities.logging import get_logger
+from rich.console import Console
+from rich.logging import RichHandler
+
+@asynccontextmanager
+async def lifespan(server):
+    logging.getLogger("late").addHandler(logging.StreamHandler())
+    logging.getLogger("late").propagate = False
+    yield
+
+logging.basicConfig(force=True, level=logging.INFO, format="plain %(message)s")
+logging.getLogger("rich").addHandler(RichHandler(console=Console(stderr=True)))
+logging.getLogger("file").addHandler(logging.FileHandler(sys.argv[-1]))
+server = FastMCP("printing", lifespan=lifespan)
+
+@server.tool
+def speak() -> str:
+    for name in ("plain", "rich", "late", "file"):
+        logging.getLogger(name).warning("from %s", name)
+    get_logger("its own").warning("from fastmcp")
+    warnings.warn("from warnings")
+    print("printed")
+    return "spoken"
+"""
+
+
+@pytest.mark.process
+def test_a_program_that_prints_its_log_lines_has_them_in_json(tmp_path: Path) -> None:
+    target, file, port = tmp_path / "printing.py", tmp_path / "file.log", free_port()
+    target.write_text(PRINTING.replace("sys.argv[-1]", repr(str(file))))
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        argv = [*command("mcp-hybrid"), "serve", str(target), "--port", str(port)]
+        server = subprocess.Popen(argv, stdout=out, stderr=err, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+        try:
+            while '"serving"' not in (tmp_path / "err").read_text():
+                assert server.poll() is None, (tmp_path / "err").read_text()
+                time.sleep(POLL)
+            answer = httpx2.post(f"http://127.0.0.1:{port}/mcp", json=tool("speak"), headers=headers(None), timeout=60)
+            assert "spoken" in answer.text
+        finally:
+            server.terminate()
+            server.wait()
+    logged = [json.loads(line) for line in (tmp_path / "err").read_text().splitlines()]
+    said = [line["event"] for line in logged if line["event"].startswith("from ")]
+    assert sorted(said) == ["from fastmcp", "from file", "from late", "from plain", "from rich"]
+    assert any("from warnings" in line["event"] for line in logged)
+    assert (tmp_path / "out").read_text() == "printed\n"
+    assert file.read_text() == "from file\n"
+
+
+def test_on_a_terminal_a_program_keeps_the_handlers_that_it_has() -> None:
+    configured(form=LogFormat.AUTO, stream=Terminal())
+    handler = logging.StreamHandler(sys.stderr)
+    logger = logging.getLogger("elsewhere")
+    logger.addHandler(handler)
+    logs.take_over_consoles()
+    assert logger.handlers == [handler]
+    configured(form=LogFormat.JSON)
+    logs.take_over_consoles()
+    assert logger.handlers == []

@@ -31,7 +31,7 @@ from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
 from mcp_hybrid.server.worker import harden, set_limits
 from mcp_hybrid.settings import Settings
 from mcp_hybrid.targets import load_target
-from mcp_hybrid.telemetry.logs import on_dropped_line
+from mcp_hybrid.telemetry.logs import on_dropped_line, take_over_consoles
 
 KEEP_ALIVE_TIMEOUT: Final = 75.0
 """Seconds an idle connection is kept: longer than the usual 60 s of a load balancer, which must close first."""
@@ -46,6 +46,7 @@ log = structlog.get_logger()
 def application(settings: Settings) -> HybridApp:
     """Return the ASGI app that serves the target in `settings`; raises ConfigurationError if it cannot be served."""
     app = HybridApp(load_target(settings.target), settings)
+    take_over_consoles()
     set_limits(settings.limits, app.counts)
     on_dropped_line(lambda: app.counts.add(Count.LOG_LINES_DROPPED))
     return app
@@ -90,6 +91,7 @@ async def run(
             if others:
                 nursery.start_soon(_serve_others, app, _config(others, settings), stopping)
             await trio.sleep(SETTLING)
+            take_over_consoles()  # of loggers that the program has set up in its lifespan
             settle_memory()
             await started()
     except MemoryError:

@@ -100,7 +100,7 @@ _PROCESSORS: Final[list[Processor]] = []  # changed in place, for cached loggers
 
 
 class _Handler(logging.Handler):
-    """The standard library's way to the sink; a class of its own so that a second configuration finds it."""
+    """The standard library's way to the sink."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -108,6 +108,9 @@ class _Handler(logging.Handler):
         except Exception as exc:  # noqa: BLE001 - logging's contract: a record that cannot be formatted fails nobody
             # `handleError` would print it, and wait for whoever reads that.
             log.error("a log record could not be formatted", logger=record.name, why=type(exc).__name__)  # noqa: TRY400
+
+
+_HANDLER: Final = _Handler()
 
 
 class _WithoutOwnHandler(logging.Filter):
@@ -154,6 +157,32 @@ def configure_logging(
         cache_logger_on_first_use=True,
     )
     _configure_standard_library(threshold, shared, rendering)
+
+
+def take_over_consoles() -> None:
+    """Have the loggers of the program that is served write to this log, if it is JSON, and no longer print themselves.
+
+    A handler that prints (the standard library's, Rich's, FastMCP's) would put lines of another form among ours. It is
+    removed from its logger, whose lines go to this log instead. Handlers that write elsewhere, to a file say, stay, and
+    so does what a program prints without `logging`. For processes that are ours, once the program is loaded, and again
+    once it has started.
+    """
+    if _PROCESSORS[-1:] != [_as_json]:
+        return
+    loggers = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    for logger in loggers:
+        others = [handler for handler in logger.handlers if not _prints(handler)]
+        if len(others) < len(logger.handlers):
+            logger.handlers, logger.propagate = others, True
+    root = logging.getLogger()
+    kept = [handler for handler in root.handlers if not _prints(handler)]
+    root.handlers = kept if _HANDLER in kept else [*kept, _HANDLER]  # `basicConfig(force=True)` removes it
+
+
+def _prints(handler: logging.Handler) -> bool:
+    """Whether a handler writes to standard output or standard error."""
+    stream = getattr(handler, "stream", None) or getattr(getattr(handler, "console", None), "file", None)  # or Rich's
+    return stream is not None and stream in {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__}
 
 
 def take_over_process() -> None:
@@ -216,15 +245,14 @@ def _sink(*_: object) -> _Sink:
 
 
 def _configure_standard_library(threshold: int, shared: list[Processor], rendering: list[Processor]) -> None:
-    handler = _Handler()
-    handler.setFormatter(
+    _HANDLER.setFormatter(
         ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared],
             processors=[ProcessorFormatter.remove_processors_meta, *rendering],
         )
     )
     root = logging.getLogger()
-    root.handlers = [each for each in root.handlers if not isinstance(each, _Handler)] + [handler]
+    root.handlers = [each for each in root.handlers if each is not _HANDLER] + [_HANDLER]
     root.setLevel(threshold)
     for name in QUIET_LOGGERS:
         logging.getLogger(name).setLevel(threshold if threshold == logging.DEBUG else max(threshold, logging.WARNING))
