@@ -43,6 +43,7 @@ from mcp_hybrid.exchange.wire import (
     write_empty,
     write_fault,
 )
+from mcp_hybrid.host_signals import drain_on_signals
 from mcp_hybrid.operator import Pages
 from mcp_hybrid.operator.health import BACKPLANE, DRAINING, NOT_RUNNING
 from mcp_hybrid.operator.page import Asked
@@ -291,6 +292,7 @@ class HybridApp:
             self._patience = Patience(self.settings.limits.body_time, _spawner(tasks))
             tasks.start_soon(self._patience.run)
             self._service = service
+            await tasks.start(drain_on_signals, self.drain, self.settings.server.drain_timeout)
             try:
                 with divided_limiter(), shared_changes(self._server, backplane) as service.words.publish_here:
                     yield

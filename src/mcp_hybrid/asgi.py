@@ -9,6 +9,7 @@ import structlog
 
 from mcp_hybrid.app import HybridApp
 from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.server.asyncio_worker import drain_asyncio_workers
 from mcp_hybrid.server.running import application
 from mcp_hybrid.server.worker import harden
 from mcp_hybrid.settings import load
@@ -42,3 +43,4 @@ async def _drain(graceful_timeout: float) -> None:
 
 app = _build()
 harden(_drain)
+drain_asyncio_workers(_drain)

@@ -12,6 +12,7 @@ The handler is replaced where Hypercorn looks it up, so that `mcp-hybrid serve` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Final
 
@@ -24,6 +25,10 @@ import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.protocol.http_stream import HTTPStream
+from hypercorn.protocol.ws_stream import WSStream
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.typing import AppWrapper, LifespanState
 
@@ -234,8 +239,20 @@ def harden(drain: Drain | None = None, linger: Linger | None = None) -> None:
     hypercorn.trio.tcp_server.TaskGroup = HardenedTaskGroup  # type: ignore[attr-defined]
     context = partial(DrainingContext, drain=drain, linger=linger)
     hypercorn.trio.run.WorkerContext = context  # type: ignore[attr-defined,assignment]
-    hypercorn.protocol.h11.HTTPStream = HardenedHTTPStream  # type: ignore[attr-defined]
-    hypercorn.protocol.h11.WSStream = HardenedWSStream  # type: ignore[attr-defined]
-    hypercorn.protocol.h2.WSStream = HardenedWSStream  # type: ignore[attr-defined]
-    hypercorn.protocol.H11Protocol = PlainHTTP1Protocol  # type: ignore[attr-defined]
-    hypercorn.protocol.H2Protocol = HardenedH2Protocol  # type: ignore[attr-defined]
+    http_stream = _on_trio(HardenedHTTPStream, HTTPStream)
+    ws_stream = _on_trio(HardenedWSStream, WSStream)
+    hypercorn.protocol.h11.HTTPStream = http_stream  # type: ignore[attr-defined,assignment]
+    hypercorn.protocol.h11.WSStream = ws_stream  # type: ignore[attr-defined,assignment]
+    hypercorn.protocol.h2.WSStream = ws_stream  # type: ignore[attr-defined,assignment]
+    hypercorn.protocol.H11Protocol = _on_trio(PlainHTTP1Protocol, H11Protocol)  # type: ignore[attr-defined,assignment]
+    hypercorn.protocol.H2Protocol = _on_trio(HardenedH2Protocol, H2Protocol)  # type: ignore[attr-defined,assignment]
+
+
+def _on_trio(hardened: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+    """Make what is hardened for the Trio worker, and the original for Hypercorn's asyncio worker, which shares them."""
+
+    def make(app: AppWrapper, config: Config, context: object, *arguments: Any) -> Any:
+        kind = hardened if isinstance(context, DrainingContext) else original
+        return kind(app, config, context, *arguments)
+
+    return make
