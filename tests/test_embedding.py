@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import shlex
 import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+import trio
 import uvicorn
 from fastapi import FastAPI
 from mcp.server import MCPServer
@@ -341,3 +344,122 @@ def test_hypercorns_asyncio_worker_serves_it_too() -> None:
     ):
         received = list(messages(answer))
     assert told(received) == [1, 2, 3, "counted to 3"]
+
+
+# How a host ends
+
+
+COMMANDS = re.compile(r"^<!-- runs: (\w+) -->\n```sh\n(.*?)\n```$", re.MULTILINE | re.DOTALL)
+
+
+def commands_of_the_document() -> dict[str, str]:
+    return dict(COMMANDS.findall((Path(__file__).parent.parent / "docs" / "hosts.md").read_text(encoding="utf-8")))
+
+
+def on(host: str, **env: str) -> ServerProcess:
+    """Run a command of docs/hosts.md, on a free port and with a server that is there."""
+    target, name, *arguments = shlex.split(commands_of_the_document()[host])
+    assert target == "MCP_HYBRID_TARGET=server.py"
+
+    def argv(port: int) -> list[str]:
+        return [*command(name), *(argument.replace("8000", str(port)) for argument in arguments)]
+
+    return ServerProcess(argv, {"MCP_HYBRID_TARGET": program("with_mcpserver"), **env})
+
+
+@contextmanager
+def following(url: str, sent: list[tuple[str, str]]) -> Iterator[Iterator[bytes]]:
+    """Read a session's GET stream, from its first event on."""
+    with httpx2.stream("GET", url, headers=sent, timeout=60) as answer:
+        pieces = answer.iter_bytes()
+        assert next(pieces)
+        yield pieces
+
+
+EXIT_CODES = {"uvicorn": -signal.SIGTERM, "granian": 0, "hypercorn": 0}
+"""uvicorn ends in order, then by the signal it was sent."""
+END_IN_ORDER = pytest.mark.parametrize(("host", "code"), EXIT_CODES.items())
+
+
+def test_every_command_of_the_document_is_tried() -> None:
+    assert commands_of_the_document().keys() == EXIT_CODES.keys()
+
+
+@pytest.mark.process
+@END_IN_ORDER
+def test_a_host_that_is_told_to_stop_ends_streams_and_finishes_calls(host: str, code: int) -> None:
+    with on(host) as server:
+        sent = initialized(server.url)
+        call = tool("count", {"steps": 5}, token="t")
+        with following(server.url, sent) as pieces, streaming(server.url, sent, call) as answer:
+            received = messages(answer)
+            first = next(received)
+            server._running().send_signal(signal.SIGTERM)
+            assert list(pieces), "the stream tells when to come back, and ends"
+            assert told([first, *received]) == [1, 2, 3, 4, 5, "counted to 5"]
+        server.stop(exit_code=code)
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.process
+@END_IN_ORDER
+def test_a_host_that_stops_has_calls_that_take_too_long_told_so(host: str, code: int) -> None:
+    with on(host, MCP_HYBRID_SERVER__DRAIN_TIMEOUT="0.1") as server:
+        sent = initialized(server.url)
+        with streaming(server.url, sent, tool("count", {"steps": 6000}, token="t")) as answer:
+            received = messages(answer)
+            next(received)
+            server._running().send_signal(signal.SIGTERM)
+            *_, last = received
+        assert "The server is stopping" in last["error"]["message"]
+        server.stop(exit_code=code)
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.process
+def test_two_applications_in_one_process_both_end_in_order(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+
+    def argv(port: int) -> list[str]:
+        return [*command("uvicorn"), "two:app", "--app-dir", str(tmp_path), "--port", str(port)]
+
+    with ServerProcess(argv, path="/a/mcp") as server:
+        urls = [server.url, server.url.replace("/a/", "/b/")]
+        with ExitStack() as stack:
+            streams = [stack.enter_context(following(url, initialized(url))) for url in urls]
+            server._running().send_signal(signal.SIGTERM)
+            assert all(list(pieces) for pieces in streams)
+        server.stop(exit_code=-signal.SIGTERM)
+        assert "Traceback" not in server.log
+
+
+TWO = """\
+from contextlib import asynccontextmanager
+from mcp.server import MCPServer
+from mcp_hybrid import HybridApp
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+a, b = HybridApp(MCPServer("a")), HybridApp(MCPServer("b"))
+
+@asynccontextmanager
+async def lifespan(app):
+    async with a.lifespan(), b.lifespan():
+        yield
+
+app = Starlette(lifespan=lifespan, routes=[Mount("/a", a), Mount("/b", b)])
+"""
+
+
+async def test_a_lifespan_leaves_the_signal_handlers_that_it_found() -> None:
+    def found() -> list[Any]:
+        return [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+
+    async def lives() -> list[Any]:
+        async with HybridApp(Example().server).lifespan():
+            return found()
+
+    before = found()
+    assert await lives() == before, "on Trio nothing is changed"
+    during = await trio.to_thread.run_sync(asyncio.run, lives())
+    assert during == before, "nor outside of the main thread"

@@ -57,6 +57,7 @@ OTHERS_OPTIONS = {
     *("--quiet", "--now", "--since", "--fail-with-body"),  # pip, systemctl, journalctl, curl
     *("--file", "--tag", "--build", "--detach", "--config"),  # Docker, Caddy
     *("--graceful-timeout", "--spec-version"),  # Hypercorn, the conformance suite
+    *("--timeout-graceful-shutdown", "--reload", "--interface"),  # uvicorn, Granian
 }
 """Options of other programs that the documents use."""
 SET_UP = 300.0

@@ -268,6 +268,8 @@ class _ForkedWorker(subprocess.Popen[bytes]):
 def _run_worker(fds: Sequence[int]) -> NoReturn:
     """Run a worker in this forked process, on the stack of the master's event loop, which does not go on in here."""
     from mcp_hybrid.server import child  # noqa: PLC0415 - only processes that were forked need it
+    from mcp_hybrid.telemetry import metrics  # noqa: PLC0415 - as above
+    from mcp_hybrid.telemetry.directory import VARIABLE  # noqa: PLC0415 - as above
 
     code = 1
     try:
@@ -281,8 +283,9 @@ def _run_worker(fds: Sequence[int]) -> NoReturn:
             if each not in keep:
                 with suppress(OSError):
                     os.close(each)
-        if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        if os.environ.get(VARIABLE):  # prometheus-client and `metrics` looked at it when they were imported
             prometheus_client.values.ValueClass = prometheus_client.values.get_value_class()  # type: ignore[no-untyped-call]
+            metrics._SHARED = True  # type: ignore[misc]  # Final, but for this
         random.seed()
         code = Context().run(child.main, *map(str, fds))
     except SystemExit as end:
