@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import anyio
@@ -14,7 +13,7 @@ from mcp.client import ClientRequestContext
 from mcp_types import ElicitRequestParams, ElicitResult
 
 from harness.clients import Progress, Wire, call, connected, on_trio_and_asyncio
-from harness.process import PROGRAMS, ServerProcess, command, free_port, hypercorn, program, serve
+from harness.process import PROGRAMS, ServerProcess, free_port, hypercorn, program, run_to_its_end, serve
 
 pytestmark = pytest.mark.process
 
@@ -106,7 +105,8 @@ async def test_each_kind_of_server_has_progress_at_2026_07_28(server: ServerProc
 async def test_a_target_is_found_by_file_and_by_module(
     target: str, way: Callable[[str], ServerProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(PROGRAMS), prepend=":")
+    if not target.partition(":")[0].endswith(".py"):
+        monkeypatch.setenv("PYTHONPATH", str(PROGRAMS), prepend=":")
     with way(target) as server:
         async with connected(server.url, "legacy") as client:
             assert name_of(client) == "with-mcpserver"
@@ -141,10 +141,8 @@ def test_a_bad_target_is_one_line_and_exit_code_2(way: str, which: str, tmp_path
     else:
         arguments = [*options, "-k", "trio", "-b", f"127.0.0.1:{port}", "mcp_hybrid.asgi:app"]
         variables = {"MCP_HYBRID_TARGET": target}
-    done = subprocess.run(
-        [*command(name), *arguments], cwd=tmp_path, env={**os.environ, **variables}, capture_output=True, text=True,
-        timeout=60, check=False,
-    )  # fmt: skip
+    with chdir(tmp_path):
+        done = run_to_its_end(name, *arguments, **variables)
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"mcp-hybrid: {words}")
     assert done.stdout == ""
