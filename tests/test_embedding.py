@@ -417,6 +417,31 @@ def test_a_host_that_stops_has_calls_that_take_too_long_told_so(host: str, code:
 
 
 @pytest.mark.process
+def test_uvicorn_reloads_while_a_client_reads_a_stream(tmp_path: Path) -> None:
+    file = tmp_path / "edited.py"
+    source = "from mcp.server import MCPServer\nmcp = MCPServer('edited', version='{version}')\n"
+    file.write_text(source.format(version="first"))
+
+    def argv(port: int) -> list[str]:
+        watched = ["--reload", "--reload-dir", str(tmp_path), "--port", str(port)]
+        return [*command("uvicorn"), "mcp_hybrid.asgi:app", *watched]
+
+    def version(server: ServerProcess) -> str:
+        answer = httpx2.post(server.url, headers=headers(), json=initialize(), timeout=60)
+        found: str = answer.json()["result"]["serverInfo"]["version"]
+        return found
+
+    with ServerProcess(argv, {"MCP_HYBRID_TARGET": str(file)}) as server:
+        assert version(server) == "first"
+        with following(server.url, initialized(server.url)) as pieces:
+            file.write_text(source.format(version="another"))
+            assert list(pieces), "the stream tells when to come back, and ends"
+        assert version(server) == "another"
+        server.stop()
+        assert "Traceback" not in server.log
+
+
+@pytest.mark.process
 def test_two_applications_in_one_process_both_end_in_order(tmp_path: Path) -> None:
     (tmp_path / "two.py").write_text(TWO)
 
