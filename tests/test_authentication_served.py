@@ -96,10 +96,9 @@ async def test_the_commands_in_the_document_give_a_client_its_session_until_its_
     start = shlex.split(block("key").splitlines()[1])
 
     def argv(port: int) -> list[str]:
-        # `env -C`, since the harness starts servers where it runs itself
-        return ["env", "-C", str(tmp_path), *command(start[0]), *start[1:], "--port", str(port)]
+        return [*command(start[0]), *start[1:], "--port", str(port)]
 
-    with ServerProcess(argv) as server:
+    with ServerProcess(argv, cwd=tmp_path, forked=True) as server:
         assert status(server.url) == 401
         wire = Wire()
         async with logged_in(server.url, Bearer(key), wire) as client:

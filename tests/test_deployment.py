@@ -354,7 +354,7 @@ def test_the_commands_of_the_image_make_one_that_serves_and_is_healthy(image: Im
     entry = [*yaml.safe_load(image.one("ENTRYPOINT")), *yaml.safe_load(image.one("CMD"))]
     here = image.environment() | {"MCP_HYBRID_SERVER__HOST": "127.0.0.1", "PATH": path}
     health = yaml.safe_load(image.one("HEALTHCHECK").partition("CMD ")[2])
-    with ServerProcess(lambda port: ["env", "-C", str(tmp_path), *entry, "--port", str(port)], here) as server:
+    with ServerProcess(lambda port: [*entry, "--port", str(port)], here, cwd=tmp_path) as server:
         assert post(server.port, request("ping"), None, host="localhost").status_code == 200
         check = [part.replace(f":{PORT}/", f":{server.port}/") for part in health]
         subprocess.run(check, env=env, check=True)

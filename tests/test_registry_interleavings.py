@@ -400,4 +400,4 @@ class RegistryMachine(RuleBasedStateMachine):
 RegistryMachine.TestCase.settings = settings(
     deadline=None, stateful_step_count=40
 )  # how many examples, the profile says
-TestRegistry = RegistryMachine.TestCase
+TestRegistry = pytest.mark.long(RegistryMachine.TestCase)

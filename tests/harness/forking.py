@@ -121,10 +121,16 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(
-        self, arguments: Sequence[str], env: Mapping[str, str], output: IO[bytes], errors: IO[bytes] | None = None
+        self,
+        arguments: Sequence[str],
+        env: Mapping[str, str],
+        output: IO[bytes],
+        errors: IO[bytes] | None = None,
+        *,
+        cwd: Path | None = None,
     ) -> Forked:
         """Start `mcp-hybrid` with these arguments, and no input; `errors` is `output` if not given."""
-        request = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(Path.cwd())}).encode()
+        request = json.dumps({"arguments": list(arguments), "env": dict(env), "cwd": str(cwd or Path.cwd())}).encode()
         status, told = os.pipe()
         try:
             with self._lock, open(os.devnull, "rb") as nothing:  # noqa: PTH123 - a device

@@ -52,9 +52,11 @@ class ServerProcess:
         *,
         path: str = "/mcp",
         deadline: float = 120,
+        cwd: Path | None = None,
         forked: bool = False,
     ) -> None:
         """Run a command. `forked`: it is `mcp-hybrid`, and may be forked where that makes no difference."""
+        self._cwd = cwd or Path.cwd()
         self.port = 0
         self._forked = forked
         self._argv = argv
@@ -175,11 +177,12 @@ class ServerProcess:
         environ = {**inherited, "PYTHONUNBUFFERED": "1", **self._env}
         program, *arguments = self._argv(self.port)
         if self._forked and forking.can_fork(environ):
-            self._process = forking.SERVER.start(arguments, environ, self._log)
+            self._process = forking.SERVER.start(arguments, environ, self._log, cwd=self._cwd)
             return
         self._process = subprocess.Popen(
             [program, *arguments],
             env=environ,
+            cwd=self._cwd,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
