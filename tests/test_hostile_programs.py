@@ -107,7 +107,7 @@ def test_whatever_a_tool_raises_is_its_own_calls_error_on_asyncio() -> None:
     ],
     ids=["prompt", "resource", "completion", "cancelled itself", "scope", "nursery", "other loop", "outside"],
 )
-async def test_what_any_handler_does_to_itself_stays_its_own(message: Any, autojump_clock: object) -> None:
+async def test_what_any_handler_does_to_itself_stays_its_own(message: Any) -> None:
     with errors_logged() as errors:
         async with hostile_session() as (_, conversation):
             assert failed(await conversation.post(message))
