@@ -17,8 +17,7 @@ from harness import mcp
 from harness.process import program, serve
 
 BENCHMARKS: Final = Path(__file__).parent.parent / "benchmarks"
-CALLS: Final = 150
-LONGEST: Final = 500
+LONGEST: Final = 1200
 """Seconds a run may take on a machine that does much else."""
 SETTINGS: Final = {"MCP_HYBRID_REQUEST_TIMEOUT": "2s", "MCP_HYBRID_LOG__LEVEL": "warning"}
 
@@ -26,14 +25,15 @@ SETTINGS: Final = {"MCP_HYBRID_REQUEST_TIMEOUT": "2s", "MCP_HYBRID_LOG__LEVEL": 
 @pytest.mark.process
 @pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="memory is read from /proc")
-def test_no_other_client_notices_what_hostile_tools_do(tmp_path: Path) -> None:
+@pytest.mark.parametrize("calls", [150, pytest.param(2000, marks=pytest.mark.release)])
+def test_no_other_client_notices_what_hostile_tools_do(calls: int, tmp_path: Path) -> None:
     """How long others wait is the machine's as well: it is judged by `benchmarks/hostile.py` in its long form only."""
-    options = ["--calls", str(CALLS), "--clients", "8", "--quiet", "1", "--longest-step", "1000"]
+    options = ["--calls", str(calls), "--clients", "8", "--quiet", "1", "--longest-step", "1000"]
     command = [sys.executable, str(BENCHMARKS / "hostile.py"), *options, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads((tmp_path / "hostile.json").read_text())
-    assert sum(sum(answers.values()) for answers in figures["answers"].values()) == CALLS
+    assert sum(sum(answers.values()) for answers in figures["answers"].values()) == calls
     assert figures["failures of clients that behave"] == figures["wrong"] == 0
     assert set(figures["latencies in ms"]) == {"all", "add", "in a thread", "progress", "told on GET", "asked"}
     assert all(latencies["meanwhile"]["calls"] > 0 for latencies in figures["latencies in ms"].values())
