@@ -1,10 +1,11 @@
 """Has a program do all that a program must not, 10 000 times at random, and shows whether anybody else notices.
 
-    python benchmarks/hostile.py [--calls 10000] [--clients 16] [--quiet 10] [--seed 1] [--out folder]
+    python benchmarks/hostile.py [--calls 10000] [--clients 16] [--pause 0.25] [--quiet 10] [--out folder]
 
 One `mcp-hybrid serve` of `tests/programs/hostile_tools.py`, whose tools raise every exception there is, hang in
 threads, return 5 MB, burst on every stream, keep the event loop for 50 ms, cancel themselves, close their own stream.
-They are called on all three routes, in an order made from the seed. Ten clients that behave, in a process of their own
+They are called on all three routes, in an order made from the seed, with a pause after each call, so that what others
+wait for is not simply a server that has no time left. Ten clients that behave, in a process of their own
 and from another address, talk to tools that behave, at first alone and then the whole time.
 
 The exit code is 1 if a call was not answered by one JSON-RPC message for its id, a client that behaves was answered
@@ -29,7 +30,7 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +57,8 @@ SETTLING: Final = 150.0
 are kept for 10 s, and freed memory is given back when the server next looks."""
 GROWTH: Final = 24 * 1024
 """KiB of memory that may be left: caches, and what the allocator keeps for threads."""
+MADE_ONCE: Final = 10
+"""Tasks that a process starts when they are first needed, and keeps."""
 LONGEST: Final = 100
 """Milliseconds of CPU time that one step of the server's own may take, by default: twice what a result of 5 MB takes on
 a busy machine."""
@@ -139,6 +142,8 @@ class Run:
     after: Held
     longest_step: float
     """Milliseconds that are allowed."""
+    cpu: float
+    """Seconds of CPU time that the process took during the hostile calls."""
 
     @property
     def quiet(self) -> list[Sample]:
@@ -196,21 +201,21 @@ async def hold(port: int) -> Held:
     return Held(pid, held.descriptors, held.tasks, held.sessions, int(float(found[1])), held.rss)
 
 
-async def settle(port: int, before: Held | None = None) -> Held:
+async def settle(port: int, before: Held) -> Held:
     """Wait until the process holds nothing of calls any more, and no more than before; return what it holds."""
     until = trio.current_time() + SETTLING
-    last = 0
     while True:
         now = await hold(port)
-        if before is None:
-            calm = not now.sessions and not now.threads and now.tasks == last
-        else:
-            calm = now.tasks <= before.tasks and now.descriptors <= before.descriptors and not now.sessions
-            calm = calm and not now.threads and now.rss <= before.rss + GROWTH
-        if calm or trio.current_time() > until:
+        calm = now.tasks <= before.tasks and now.descriptors <= before.descriptors and not now.sessions
+        if (calm and not now.threads and now.rss <= before.rss + GROWTH) or trio.current_time() > until:
             return now
-        last = now.tasks
         await trio.sleep(1)
+
+
+def cpu_time(pid: int) -> float:
+    """Return the seconds of CPU time that a process has taken."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def steps(port: int) -> dict[str, Any]:
@@ -225,24 +230,25 @@ async def steps(port: int) -> dict[str, Any]:
 async def run(server: ServerProcess, options: argparse.Namespace) -> Run:
     """Warm up, look, run hostile and other clients at the same time, and look again."""
     started = time.monotonic()
-    clients, seed = options.clients, options.seed
+    clients, pause, seed = options.clients, options.pause, options.seed
+    fresh = await hold(server.port)
     warm = max(clients, int(options.calls * WARM_UP))
     async with behaving(__file__, server.url):
-        first = await mix(server.url, warm, clients, seed + 1)
-    before = await settle(server.port)
+        first = await mix(server.url, warm, clients, pause, seed + 1)
+    before = await settle(server.port, replace(fresh, tasks=fresh.tasks + MADE_ONCE))
     await steps(server.port)
     async with behaving(__file__, server.url) as seen:
         await trio.sleep(options.quiet)
-        began = time.monotonic()
-        tally = await mix(server.url, options.calls, clients, seed)
-        ended = time.monotonic()
+        began, cpu = time.monotonic(), cpu_time(server.pid)
+        tally = await mix(server.url, options.calls, clients, pause, seed)
+        ended, cpu = time.monotonic(), cpu_time(server.pid) - cpu
     found = await steps(server.port)
     after = await settle(server.port, before)
     tally.wrong += [f"while warming up: {each}" for each in first.wrong]
     blocked = [(start, end) for start, end in found["blocked"]]
     return Run(
         time.monotonic() - started, tally, seen, began, ended, blocked, found["long"], before, after,
-        options.longest_step,
+        options.longest_step, cpu,
     )  # fmt: skip
 
 
@@ -259,6 +265,7 @@ def show(found: Run) -> None:
             print(f"{kind:<20}{when:<26}{each.calls:>8}{each.p50:>9}{each.p99:>9}{each.highest:>9}")
     blocked = sum(end - start for start, end in found.blocked)
     print(f"\nthe program itself blocked the event loop {len(found.blocked)} times, for {blocked:.1f} s in all")
+    print(f"the process took {found.cpu:.0f} s of CPU time in {found.ended - found.began:.0f} s")
     longest = sorted(found.long_steps, key=lambda each: -each["cpu"])
     print(f"{len(longest)} steps of the server's own took more than 10 ms of CPU time")
     for step in longest[:5]:
@@ -279,6 +286,7 @@ def write(folder: Path, found: Run, options: argparse.Namespace) -> None:
         "hostile calls": found.tally.calls,
         "hostile clients": options.clients,
         "seconds": round(found.ended - found.began, 1),
+        "cpu seconds of the server": round(found.cpu, 1),
         "answers": answers,
         "streams": found.tally.heard,
         "latencies in ms": {
@@ -304,6 +312,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--calls", type=int, default=10_000, help="hostile calls (default 10 000)")
     parser.add_argument("--clients", type=int, default=16, help="clients that make them (default 16)")
+    parser.add_argument("--pause", type=float, default=0.25, help="seconds between two of a client's (default 0.25)")
     parser.add_argument("--quiet", type=float, default=10, help="seconds without them, for comparison (default 10)")
     parser.add_argument("--seed", type=int, default=1, help="what the calls are made from (default 1)")
     parser.add_argument("--longest-step", type=float, default=LONGEST, help=f"milliseconds of CPU (default {LONGEST})")

@@ -28,7 +28,7 @@ SETTINGS: Final = {"MCP_HYBRID_REQUEST_TIMEOUT": "2s", "MCP_HYBRID_LOG__LEVEL": 
 @pytest.mark.parametrize("calls", [150, pytest.param(2000, marks=pytest.mark.release)])
 def test_no_other_client_notices_what_hostile_tools_do(calls: int, tmp_path: Path) -> None:
     """How long others wait is the machine's as well: it is judged by `benchmarks/hostile.py` in its long form only."""
-    options = ["--calls", str(calls), "--clients", "8", "--quiet", "1", "--longest-step", "1000"]
+    options = ["--calls", str(calls), "--clients", "8", "--quiet", "1", "--pause", "0.05", "--longest-step", "1000"]
     command = [sys.executable, str(BENCHMARKS / "hostile.py"), *options, "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

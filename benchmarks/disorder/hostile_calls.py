@@ -112,8 +112,8 @@ class Hostile:
         self._tally = tally
         self._session = ""
 
-    async def run(self, calls: int) -> None:
-        """Make so many calls, in a session that is ended afterwards or left to itself."""
+    async def run(self, calls: int, pause: float) -> None:
+        """Make so many calls, in a session that is ended afterwards or left to itself. `pause`: seconds, on average."""
         async with httpx2.AsyncClient(timeout=PATIENCE) as self._http:
             answer = await self._post(mcp.initialize(), mcp.headers())
             self._session = answer.headers["mcp-session-id"]
@@ -123,6 +123,7 @@ class Hostile:
                 nursery.start_soon(self._keep_open, "listen", self._listen)
                 for _ in range(calls):
                     await self._call()
+                    await trio.sleep(2 * pause * self._chance.random())
                 nursery.cancel_scope.cancel()
             if self._chance.random() < 0.5:
                 await self._http.request("DELETE", self._url, headers=self._headers())
@@ -222,12 +223,12 @@ class Hostile:
         return await self._http.post(self._url, headers=headers, content=mcp.body(message))
 
 
-async def mix(url: str, calls: int, clients: int, seed: int) -> Tally:
+async def mix(url: str, calls: int, clients: int, pause: float, seed: int) -> Tally:
     """Have so many calls made by so many clients at a time; return what they saw."""
     tally = Tally()
     shares = [calls // clients + (number < calls % clients) for number in range(clients)]
     async with trio.open_nursery() as nursery:
         for number, share in enumerate(shares):
             hostile = Hostile(url, Random(f"{seed}/{number}"), number * 1_000_000, tally)
-            nursery.start_soon(hostile.run, share)
+            nursery.start_soon(hostile.run, share, pause)
     return tally
