@@ -266,8 +266,10 @@ def show(found: Run) -> None:
     blocked = sum(end - start for start, end in found.blocked)
     print(f"\nthe program itself blocked the event loop {len(found.blocked)} times, for {blocked:.1f} s in all")
     print(f"the process took {found.cpu:.0f} s of CPU time in {found.ended - found.began:.0f} s")
+    stalled = [each["wall"] * 1000 for each in found.long_steps if each["wall"] > 0.1]
+    print(f"{len(stalled)} steps took more than 100 ms on the wall, {max(stalled, default=0):.0f} ms at most")
     longest = sorted(found.long_steps, key=lambda each: -each["cpu"])
-    print(f"{len(longest)} steps of the server's own took more than 10 ms of CPU time")
+    print(f"{sum(each['cpu'] > 0.01 for each in longest)} steps of the server's own took more than 10 ms of CPU time")
     for step in longest[:5]:
         print(f"  {step['cpu'] * 1000:>6.1f} ms  {step['where'][-200:]}")
     print(f"\nbefore: {found.before}\nafter:  {found.after}")
@@ -298,9 +300,10 @@ def write(folder: Path, found: Run, options: argparse.Namespace) -> None:
             "seconds": round(sum(end - start for start, end in found.blocked), 1),
         },
         "long steps": {
-            "more than 10 ms of CPU time": len(found.long_steps),
+            "more than 10 ms of CPU time": sum(each["cpu"] > 0.01 for each in found.long_steps),
             "longest in ms": round(1000 * max((each["cpu"] for each in found.long_steps), default=0), 1),
         },
+        "longest step on the wall in ms": round(1000 * max((each["wall"] for each in found.long_steps), default=0), 1),
         "before": asdict(found.before),
         "after": asdict(found.after),
         "wrong": len(found.wrong()),

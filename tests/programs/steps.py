@@ -18,6 +18,8 @@ from vitals import place
 
 LONG: Final = 0.01
 """Seconds of CPU time from which on a step is kept."""
+STALLED: Final = 0.1
+"""The same on the wall: where that is much more than the CPU time, something else had the processor or a lock."""
 MOST: Final = 100_000
 """Steps, and times, that are kept."""
 
@@ -47,19 +49,22 @@ class _Watch(trio.abc.Instrument):
         self._begin()
 
     def _begin(self) -> None:
-        self._wall, self._cpu, self._own_cpu = time.monotonic(), time.thread_time(), 0.0
+        self._wall, self._cpu = time.monotonic(), time.thread_time()
+        self._own_wall = self._own_cpu = 0.0
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:  # noqa: ARG002 - Trio's
         self._begin()
 
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         cpu = time.thread_time() - self._cpu - self._own_cpu
-        if cpu >= LONG and len(self.seen.long) < MOST:
+        wall = time.monotonic() - self._wall - self._own_wall
+        if (cpu >= LONG or wall >= STALLED) and len(self.seen.long) < MOST:
             where = place(task) or task.name
-            self.seen.long.append(Step(began=self._wall, wall=time.monotonic() - self._wall, cpu=cpu, where=where))
+            self.seen.long.append(Step(began=self._wall, wall=wall, cpu=cpu, where=where))
 
     def blocked(self, began: float, cpu: float) -> None:
         self._own_cpu += cpu
+        self._own_wall += time.monotonic() - began
         if len(self.seen.blocked) < MOST:
             self.seen.blocked.append((began, time.monotonic()))
 
