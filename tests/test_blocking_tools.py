@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 import anyio
@@ -17,6 +17,7 @@ from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 
 from harness import mcp
+from harness.asgi import AsgiClient, at_address
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
 from mcp_hybrid.counts import Count
@@ -118,35 +119,30 @@ async def test_the_limit_answers_a_blocking_call_at_once(tool: str, ask: Ask) ->
             await until(lambda: setup.app.abandoned_calls == 0)
 
 
-async def test_a_cancelled_blocking_call_is_answered_at_once() -> None:
+async def cancel(_: Setup, conversation: Conversation) -> None:
+    await conversation.post(mcp.cancelled(7))
+
+
+async def end_the_session(_: Setup, conversation: Conversation) -> None:
+    assert (await conversation.delete()).status == 204
+
+
+async def drain(setup: Setup, _: Conversation) -> None:
+    with trio.fail_after(PATIENCE / 2):
+        await setup.app.drain(0.1)
+
+
+@pytest.mark.parametrize(("interrupt", "code"), [(cancel, -32800), (end_the_session, -32000), (drain, -32000)])
+async def test_an_interrupted_blocking_call_is_answered_at_once(
+    interrupt: Callable[[Setup, Conversation], Awaitable[None]], code: int
+) -> None:
     with blocking() as program:
         async with running(server=program.server) as setup:
             conversation = await Conversation.open(setup.client)
             async with conversation.stream(mcp.tool("hang", id=7)) as exchange:
                 await program.has_started()
-                await conversation.post(mcp.cancelled(7))
-                assert (await conversation.answers(exchange))["error"]["code"] == -32800
-
-
-async def test_ending_the_session_answers_a_blocking_call() -> None:
-    with blocking() as program:
-        async with running(server=program.server) as setup:
-            conversation = await Conversation.open(setup.client)
-            async with conversation.stream(mcp.tool("hang", id=7)) as exchange:
-                await program.has_started()
-                assert (await conversation.delete()).status == 204
-                assert (await conversation.answers(exchange))["error"]["code"] == -32000
-
-
-async def test_draining_does_not_wait_for_a_blocking_call() -> None:
-    with blocking() as program:
-        async with running(server=program.server) as setup:
-            conversation = await Conversation.open(setup.client)
-            async with conversation.stream(mcp.tool("hang", id=7)) as exchange:
-                await program.has_started()
-                with trio.fail_after(PATIENCE / 2):
-                    await setup.app.drain(0.1)
-                assert (await conversation.answers(exchange))["error"]["code"] == -32000
+                await interrupt(setup, conversation)
+                assert (await conversation.answers(exchange))["error"]["code"] == code
 
 
 async def test_a_call_that_gets_no_thread_in_time_is_told_that_all_are_busy() -> None:
@@ -158,11 +154,44 @@ async def test_a_call_that_gets_no_thread_in_time_is_told_that_all_are_busy() ->
                 await program.has_started(2)
                 answer = await ask_alone(setup, mcp.tool("quick"))
                 assert error_of(answer)["code"] == -32000
-                assert "threads" in error_of(answer)["message"]
+                assert "No thread" in error_of(answer)["message"]
             program.go.set()
             await until(lambda: setup.app.abandoned_calls == 0)
             answer = await ask_alone(setup, mcp.tool("quick"))
             assert answer.json()["result"]["structuredContent"] == {"result": "quick"}
+
+
+@pytest.mark.parametrize("ask", [ask_alone, ask_in_session, ask_modern])
+async def test_one_client_that_hangs_leaves_threads_to_others(ask: Ask) -> None:
+    with blocking() as program:
+        async with running(server=program.server, limits={"tool_threads": 8}) as setup:
+            async with trio.open_nursery() as nursery, AsyncExitStack() as stack:
+                other = Setup(AsgiClient(at_address(setup.app, "192.0.2.1"), lifespan=False), setup.app, setup.example)
+                await stack.enter_async_context(other.client)
+                for number in range(20):
+                    nursery.start_soon(ask, setup, mcp.tool("hang", id=number))
+                await program.has_started(6)
+                with trio.fail_after(PATIENCE / 2):
+                    answer = await ask(other, mcp.tool("quick"))
+                assert answer.json()["result"]["structuredContent"] == {"result": "quick"}
+                assert not program.started.acquire(blocking=False), "two of eight are for others"
+                program.go.set()
+            assert program.unwound == []
+
+
+async def test_a_program_that_changes_its_scope_loses_no_thread() -> None:
+    server: MCPServer[None] = MCPServer("changing")
+
+    @server.tool()
+    def change(ctx: Context) -> str:
+        request: Any = ctx.request_context.request
+        request.scope["client"] = ("192.0.2.7", 1)
+        return "changed"
+
+    async with running(server=server, request_timeout=5, limits={"tool_threads": 2}) as setup:
+        for number in range(5):
+            answer = await ask_alone(setup, mcp.tool("change", id=number))
+            assert answer.json()["result"]["structuredContent"] == {"result": "changed"}
 
 
 async def test_hanging_tools_leave_the_servers_own_threads_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import anyio.lowlevel
 import pytest
 from mcp import Client
 
-from harness import process, redis
+from harness import logs, process, redis
 from harness.asgi import AsgiClient, Message, Receive, Send
 from harness.example import Example
 from harness.mcp import Conversation, body, headers, initialize, modern, modern_headers, notification, request, tool
@@ -329,6 +330,33 @@ def test_a_process_that_does_not_start_fails_with_its_log() -> None:
     server = ServerProcess(lambda _: [sys.executable, "-c", "import sys; sys.exit('no such setting')"])
     with pytest.raises(AssertionError, match="no such setting"), server:
         pass
+
+
+@pytest.mark.process
+def test_the_log_of_a_server_is_shown_once_its_files_are_gone(tmp_path: Path) -> None:
+    """A proxy's command line is made together with its configuration, in a folder that a failing test leaves first."""
+    folder = tmp_path / "configuration"
+    folder.mkdir()
+
+    def argv(port: int) -> list[str]:
+        (folder / "server.py").write_text(SERVER)
+        return [sys.executable, str(folder / "server.py"), str(port), "0"]
+
+    with ServerProcess(argv) as server:
+        server.wait_for_log("ready")
+        shutil.rmtree(folder)
+        shown = shown_of_a_failure()
+    assert shown[f"Log of {Path(sys.executable).name} on {server.port}"].startswith("ready")
+
+
+def shown_of_a_failure() -> dict[str, str]:
+    """Give the sections that the report of a failing test has."""
+    report = pytest.TestReport("a test", ("", 0, ""), {}, "failed", None, "call")
+    hook = logs.pytest_runtest_makereport()
+    next(hook)
+    with pytest.raises(StopIteration):
+        hook.send(report)
+    return dict(report.sections)
 
 
 @pytest.mark.process

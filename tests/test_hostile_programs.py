@@ -37,7 +37,7 @@ from mcp_hybrid.exchange.context import ask
 from mcp_hybrid.sessions.questions import CannotAskError
 from mcp_hybrid.sessions.registry import hash_of
 
-hostile = load_program("hostile")
+hostile = load_program("hostile_tools")
 KINDS = [*hostile.EXCEPTIONS, "argparse"]
 
 
@@ -74,6 +74,15 @@ async def test_whatever_a_tool_raises_is_its_own_calls_error(tool: str, kind: st
                 assert failed(answer)
             await assert_serves(conversation)
     assert len(errors) == 3
+
+
+async def test_each_of_pythons_own_exceptions_is_its_own_calls_error() -> None:
+    with errors_logged() as errors:
+        async with hostile_session() as (_, conversation):
+            for kind in hostile.BUILTIN:
+                assert failed(await conversation.post(mcp.tool("raises", {"kind": kind}, id=7))), kind
+            await assert_serves(conversation)
+    assert len(errors) == len(hostile.BUILTIN) > 60
 
 
 def test_whatever_a_tool_raises_is_its_own_calls_error_on_asyncio() -> None:

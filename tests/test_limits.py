@@ -16,7 +16,7 @@ from mcp_types import ElicitResult
 from structlog.testing import capture_logs
 
 from harness import mcp
-from harness.asgi import Answer, App, AsgiClient, Exchange, Message, Receive, Send
+from harness.asgi import Answer, AsgiClient, Exchange, at_address
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
 from harness.properties import examples
@@ -695,15 +695,6 @@ async def test_one_address_is_refused_where_another_is_served(autojump_clock: ob
         assert await ping(setup) == 200
         talk = await Conversation.open(setup.client)
         await opened(stack, talk)
-
-
-def at_address(app: App, address: str) -> App:
-    """Have the app's connections come from another address."""
-
-    async def served(scope: Message, receive: Receive, send: Send) -> None:
-        await app({**scope, "client": (address, 1)}, receive, send)
-
-    return served
 
 
 # The bytes of bodies

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from mcp.server.auth.provider import AccessToken
 from prometheus_client import REGISTRY, Counter
 
 from harness import mcp
@@ -128,6 +129,20 @@ async def test_refusals_are_counted_by_their_cause() -> None:
         found = await figures(setup)
     assert found.of("refused_total") == {("not_json",): 1, ("host_not_allowed",): 1, ("session_unknown",): 1}
     assert {labels["cause"] for labels in labels_of(found, "refused")} == {cause.label for cause in Cause}
+
+
+async def test_requests_without_a_good_credential_are_counted() -> None:
+    class Verifier:
+        async def verify_token(self, token: str) -> AccessToken | None:
+            return AccessToken(token=token, client_id="c", scopes=[]) if token == "good" else None
+
+    async with running(token_verifier=Verifier()) as setup:
+        assert await post(setup, mcp.request("ping")) == 401
+        assert await post(setup, mcp.request("ping"), ("authorization", "Bearer bad")) == 401
+        assert await post(setup, mcp.request("ping"), ("authorization", "Bearer good")) == 200
+        page = (await setup.client.request("GET", "/metrics", [("authorization", "Bearer good")])).body.decode()
+    assert 'mcp_hybrid_refused_total{cause="unauthorized"} 2.0\n' in page
+    assert 'mcp_hybrid_requests_total{method="POST",route="none",status="401"} 2.0\n' in page
 
 
 def labels_of(found: Figures, name: str) -> list[dict[str, str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,14 +9,13 @@ from fastmcp import Context as FastContext
 from fastmcp import FastMCP
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from harness import mcp
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
+from harness.spans import recorded_spans
 from mcp_hybrid.sessions.registry import hash_of
 
 ROUTING = ("mcp-session-id", "last-event-id", "mcp-method", "mcp-name")
@@ -128,18 +126,7 @@ async def test_fastmcps_state_of_a_session_outlives_hibernation(autojump_clock: 
         assert text(await conversation.post(mcp.tool("recall"))) == "mine"
 
 
-exporter = InMemorySpanExporter()
-provider = TracerProvider()
-provider.add_span_processor(SimpleSpanProcessor(exporter))
-
-
-@pytest.fixture
-def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
-    monkeypatch.setattr("mcp.shared._otel._tracer", provider.get_tracer("mcp-python-sdk"))
-    exporter.clear()
-    yield exporter
-    exporter.clear()
+spans = recorded_spans
 
 
 def everything_in(span: ReadableSpan) -> str:

@@ -182,7 +182,10 @@ class LimitSettings(_Section):
     """The same for one owner. 0: no limit."""
 
     tool_threads: Count = 40
-    """Threads in which blocking (`def`) tools may run at a time. A call that gets none in time is told to try later."""
+    """Threads in which blocking (`def`) tools may run at a time, one owner's in at most three quarters of them.
+
+    A call that gets none in time is told to try later.
+    """
 
     def bounds(self) -> Bounds:
         """Return the limits that are kept by counting requests."""

@@ -372,3 +372,12 @@ def one_header(headers: Iterable[tuple[str, str]], name: str) -> str | None:
     values = [value for known, value in headers if known == name.lower()]
     assert len(values) <= 1, f"{name} came {len(values)} times"
     return values[0] if values else None
+
+
+def at_address(app: App, address: str) -> App:
+    """Have the app's connections come from another address."""
+
+    async def served(scope: Message, receive: Receive, send: Send) -> None:
+        await app({**scope, "client": (address, 1)}, receive, send)
+
+    return served

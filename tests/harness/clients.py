@@ -65,13 +65,15 @@ class Seen:
 class Wire(httpx2.AsyncBaseTransport):
     """An HTTP transport that keeps note of what passes; a `forgetful` one takes the session id off every answer."""
 
-    def __init__(self, *, forgetful: bool = False, verify: ssl.SSLContext | bool = True) -> None:
+    def __init__(
+        self, *, forgetful: bool = False, verify: ssl.SSLContext | bool = True, local_address: str | None = None
+    ) -> None:
         self.seen: list[Seen] = []
         self.session: str | None = None
         """The id that the server gave."""
         self._posting = 0
         self._forgetful = forgetful
-        self._inner = httpx2.AsyncHTTPTransport(verify=verify)
+        self._inner = httpx2.AsyncHTTPTransport(verify=verify, local_address=local_address)
         self._changed = anyio.Event()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:

@@ -60,6 +60,7 @@ class ServerProcess:
         self.port = 0
         self._forked = forked
         self._argv = argv
+        self._program = "nothing"
         self._env = dict(env or {})
         self._path = path
         self._deadline = deadline
@@ -70,7 +71,7 @@ class ServerProcess:
 
     @property
     def name(self) -> str:
-        return f"{Path(self._argv(self.port)[0]).name} on {self.port}"
+        return f"{self._program} on {self.port}"
 
     @property
     def is_over(self) -> bool:
@@ -176,6 +177,7 @@ class ServerProcess:
         assert self._log is not None
         environ = {**inherited, "PYTHONUNBUFFERED": "1", **self._env}
         program, *arguments = self._argv(self.port)
+        self._program = Path(program).name  # kept, as making a command line may write files
         if self._forked and forking.can_fork(environ):
             self._process = forking.SERVER.start(arguments, environ, self._log, cwd=self._cwd)
             return

@@ -24,6 +24,8 @@ from pydantic_core import to_json
 from mcp_hybrid.exchange import progress as progress_gate
 from mcp_hybrid.exchange.progress import ProgressGate
 from mcp_hybrid.exchange.reply import Reply
+from mcp_hybrid.security.limits import Caller, caller_of
+from mcp_hybrid.security.owner import ANONYMOUS, Owner
 from mcp_hybrid.sessions.live import Interruption, LiveSession
 from mcp_hybrid.sessions.questions import CannotAskError, Question, check_capability, question_id
 
@@ -69,6 +71,7 @@ class ExchangeContext:
         gate: ProgressGate,
         metadata: MessageMetadata,
         *,
+        owner: Owner = ANONYMOUS,
         session: LiveSession | None = None,
         carries: bool = False,
         refusal: str = NO_SESSION,
@@ -80,6 +83,7 @@ class ExchangeContext:
         """
         self.request_id = request_id
         self.message_metadata = metadata
+        self._owner = owner
         self.session = session
         self.interrupted: Interruption | None = None
         self._loop_thread = get_ident()
@@ -97,6 +101,12 @@ class ExchangeContext:
         request = getattr(self.message_metadata, "request_context", None)
         headers = getattr(request, "headers", None)
         return TransportContext(kind="streamable-http", can_send_request=self.can_send_request, headers=headers)
+
+    @property
+    def caller(self) -> Caller:
+        """Whose share of what is shared the request takes: its owner's, or without authentication its address's."""
+        request = getattr(self.message_metadata, "request_context", None)
+        return caller_of(self._owner, request.scope.get("client") if request is not None else None)
 
     @property
     def can_send_request(self) -> bool:

@@ -179,6 +179,11 @@ _WHY: Final = {
 }
 
 
+_STARVED: Final = (
+    "No thread for tools has become free for you within {:g} s. Try again later, or make fewer such calls at a time."
+)
+
+
 def _interruption(request_id: RequestId, context: ExchangeContext, limit: float) -> Outcome:
     """Return the outcome of a request that was stopped.
 
@@ -190,7 +195,7 @@ def _interruption(request_id: RequestId, context: ExchangeContext, limit: float)
         return Outcome(None)
     code, message = _WHY.get(why, (INTERNAL_ERROR, f"The request was stopped after {limit:g} s, the server's limit."))
     if why is Interruption.TIMED_OUT and context.starved:
-        code, message = SERVER_BUSY, f"All threads for tools are in use, for longer than {limit:g} s. Try again later."
+        code, message = SERVER_BUSY, _STARVED.format(limit)
     return Outcome(error_body(request_id, code, message), 200, code, message)
 
 

@@ -24,6 +24,8 @@ import trio
 from mcp_hybrid.containment import on_trio
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.exchange.context import ExchangeContext, current
+from mcp_hybrid.exchange.shares import Shares
+from mcp_hybrid.security.limits import Caller
 
 log = structlog.get_logger("mcp_hybrid")
 
@@ -35,32 +37,38 @@ class ToolThreads:
     """The threads of one application's tools, and which of its handlers use any."""
 
     def __init__(self, total: int, counts: Counts) -> None:
-        """Let at most `total` of them be in use at a time."""
-        self.total = total
+        """Let at most `total` of them be in use at a time, shared among callers (`exchange.shares`)."""
         self._counts = counts
-        self._limiter = anyio.CapacityLimiter(total)
-        self._holders: dict[object, ExchangeContext] = {}
+        self._shares = Shares(total)
+        self._holders: dict[object, tuple[ExchangeContext, Caller]] = {}
         self._uses: dict[str, bool] = {}
         self.abandoned = 0
         """Requests that were answered and whose handlers run on."""
 
     async def acquire(self, borrower: object, context: ExchangeContext) -> None:
-        """Wait for a thread. Cancelled, none is held."""
+        """Wait for a thread. Cancelled, none is held.
+
+        Raises:
+            RuntimeError: The borrower holds one already, as AnyIO's own limiter does.
+        """
+        if borrower in self._holders:
+            raise RuntimeError("this borrower is already holding one of this CapacityLimiter's tokens")
+        caller = context.caller
         context.waiting_for_thread += 1
         try:
-            await self._limiter.acquire_on_behalf_of(borrower)
+            await self._shares.acquire(caller)
         finally:
             context.waiting_for_thread -= 1
         context.threads += 1
         context.used_threads = True
-        self._holders[borrower] = context
+        self._holders[borrower] = context, caller
         if context.abandoned:
             self._counts.add(Count.ABANDONED_THREADS_NOW)
 
     def release(self, borrower: object) -> None:
         """Give a thread back."""
-        context = self._holders.pop(borrower)
-        self._limiter.release_on_behalf_of(borrower)
+        context, caller = self._holders.pop(borrower)
+        self._shares.release(caller)
         context.threads -= 1
         if context.abandoned:
             self._counts.add(Count.ABANDONED_THREADS_NOW, -1)

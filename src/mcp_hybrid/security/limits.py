@@ -103,7 +103,7 @@ class Admission:
     @staticmethod
     def ticket(owner: Owner, client: tuple[str, int] | None) -> Ticket:
         """Return the ticket of one request, which has taken nothing yet. `client` is the ASGI scope's."""
-        return Ticket(owner if owner != ANONYMOUS else _caller_at(client[0] if client is not None else ""))
+        return Ticket(caller_of(owner, client))
 
     def arrive(self, ticket: Ticket, *, has_body: bool, in_session: bool) -> Fault | None:
         """Let a request in, or return its refusal. Nothing of its body has been read.
@@ -267,6 +267,11 @@ def _busy(cause: Cause, request_id: RequestId | None) -> Fault:
 
 def _retry_after(seconds: int) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"retry-after", b"%d" % seconds),)
+
+
+def caller_of(owner: Owner, client: tuple[str, int] | None) -> Caller:
+    """Return who asks: the owner, or without authentication the address. `client` is the ASGI scope's."""
+    return owner if owner != ANONYMOUS else _caller_at(client[0] if client is not None else "")
 
 
 @lru_cache(maxsize=1024)

@@ -25,6 +25,7 @@ from mcp_hybrid.authentication import require
 from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.accepting import BACKLOG
+from mcp_hybrid.server.allocator import give_back_until
 from mcp_hybrid.server.failures import end_without_memory, is_without_memory
 from mcp_hybrid.server.leaving import leave_at_once
 from mcp_hybrid.server.stopping import FORCED, LAST_WORDS, Stopping
@@ -90,6 +91,7 @@ async def run(
             await nursery.start(_serve_endpoint, app, _config([endpoint], settings), stopping)
             if others:
                 nursery.start_soon(_serve_others, app, _config(others, settings), stopping)
+            nursery.start_soon(give_back_until, stopping.over)
             await trio.sleep(SETTLING)
             take_over_consoles()  # of loggers that the program has set up in its lifespan
             settle_memory()

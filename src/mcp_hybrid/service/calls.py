@@ -43,7 +43,8 @@ class Calls:
         request = exchange.message
         assert isinstance(request, Request)
         connection = alone(LATEST_HANDSHAKE_VERSION)
-        context = ExchangeContext(None, request.id, ProgressGate(None), self._kernel.metadata(exchange))
+        metadata = self._kernel.metadata(exchange)
+        context = ExchangeContext(None, request.id, ProgressGate(None), metadata, owner=exchange.owner)
         handler = partial(self._kernel.serve_once, context, connection, request.method, request.params)
         outcome = await self._kernel.run(handler, context, request)
         extra: Headers = ()
@@ -105,6 +106,7 @@ class Calls:
             request.id,
             self._kernel.gate(exchange, request),
             self._kernel.metadata(exchange),
+            owner=exchange.owner,
             carries=True,
             refusal=MODERN,
         )
@@ -145,7 +147,8 @@ class Calls:
         self, exchange: Exchange, request: Request, verdict: InboundModernRoute, params: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         connection = enveloped(verdict.protocol_version, verdict.client_info, verdict.client_capabilities)
-        context = ExchangeContext(None, request.id, ProgressGate(None), self._kernel.metadata(exchange), refusal=MODERN)
+        metadata = self._kernel.metadata(exchange)
+        context = ExchangeContext(None, request.id, ProgressGate(None), metadata, owner=exchange.owner, refusal=MODERN)
         return await self._kernel.list_tools(context, connection, params)
 
     async def batch(self, exchange: Exchange) -> Fault | None:

@@ -189,7 +189,12 @@ class Kernel:
         connection = alone(exchange.route.version)
         carries = self.policy is ProgressPolicy.ALWAYS
         context = ExchangeContext(
-            reply, request.id, self.gate(exchange, request), self.metadata(exchange), carries=carries
+            reply,
+            request.id,
+            self.gate(exchange, request),
+            self.metadata(exchange),
+            owner=exchange.owner,
+            carries=carries,
         )
         handler = partial(self.serve_once, context, connection, request.method, request.params)
         return await self.run(handler, context, request)
@@ -198,7 +203,9 @@ class Kernel:
         """Run a request in its session, in which its id was reserved (`Registry.use`)."""
         metadata = self.metadata(exchange, reply, session)
         gate = self.gate(exchange, request)
-        context = ExchangeContext(reply, request.id, gate, metadata, session=session, carries=True)
+        context = ExchangeContext(
+            reply, request.id, gate, metadata, owner=exchange.owner, session=session, carries=True
+        )
         session.start_call(request.id, context)
         alarm = self.timers.stream_after.add(reply.commit)
         try:
@@ -239,7 +246,7 @@ class Kernel:
         clean_up: Callable[[], Awaitable[None]] | None,
     ) -> None:
         """Run what the server has for a notification, for at most `request_timeout`. What it raises is logged."""
-        context = ExchangeContext(None, None, ProgressGate(None), self.metadata(exchange))
+        context = ExchangeContext(None, None, ProgressGate(None), self.metadata(exchange), owner=exchange.owner)
         context.name = key = short(message.method)
         if self.server.get_notification_handler(message.method) is None:
             key = _UNHANDLED

@@ -1,12 +1,15 @@
 """A server whose tools do everything that a tool must not: for tests that look at who else notices.
 
-`add` and `count` behave. Nothing here is bounded by itself but in time: what hangs ends after the seconds it was given.
+`add`, `add_in_thread`, `count`, `tell` and `ask` behave. Nothing here is bounded by itself but in time: what hangs
+ends after the seconds it was given. `vitals` and `steps` tell what the process holds, and what
+keeps its event loop busy.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import builtins
 import time
 from collections.abc import Callable
 from typing import NoReturn
@@ -16,6 +19,9 @@ import trio
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp_types import Completion, CompletionArgument, CompletionContext, PromptReference, ResourceTemplateReference
+from pydantic import BaseModel
+from steps import add_steps, program_blocks
+from vitals import add_vitals
 
 
 class UnspeakableError(Exception):
@@ -58,14 +64,36 @@ EXCEPTIONS: dict[str, Callable[[], BaseException]] = {
     "recursion": RecursionError,
 }
 
+
+_MADE_OF: dict[str, tuple[object, ...]] = {
+    "BaseExceptionGroup": ("a group", [SystemExit(1), ValueError("inside")]),
+    "ExceptionGroup": ("a group", [ValueError("inside")]),
+    "UnicodeDecodeError": ("utf-8", b"x", 0, 1, "a reason"),
+    "UnicodeEncodeError": ("utf-8", "x", 0, 1, "a reason"),
+    "UnicodeTranslateError": ("x", 0, 1, "a reason"),
+}
+"""What those of Python's own exceptions are made of that want more than a text."""
+
+BUILTIN = sorted(
+    name for name, kind in vars(builtins).items() if isinstance(kind, type) and issubclass(kind, BaseException)
+)
+"""The names of Python's own exceptions."""
+
 server = MCPServer("hostile", version="1")
+add_vitals(server)
+add_steps(server)
 
 
 def raise_one(kind: str) -> NoReturn:
     if kind == "argparse":
         _parse_arguments()
+    if kind in BUILTIN:
+        raise getattr(builtins, kind)(*_MADE_OF.get(kind, ("made",)))
     make = EXCEPTIONS[kind]
     raise make()
+
+
+# What behaves
 
 
 @server.tool()
@@ -74,11 +102,35 @@ async def add(a: int, b: int) -> int:
 
 
 @server.tool()
+def add_in_thread(a: int, b: int) -> int:
+    return a + b
+
+
+@server.tool()
+async def tell(ctx: Context, text: str) -> str:
+    await ctx.session.send_resource_updated(f"told://{text}")
+    return text
+
+
+class Name(BaseModel):
+    name: str
+
+
+@server.tool()
+async def ask(ctx: Context) -> str:
+    answer = await ctx.elicit("Who is there?", Name)
+    return answer.data.name if answer.action == "accept" else answer.action
+
+
+@server.tool()
 async def count(ctx: Context, steps: int = 3) -> str:
     for step in range(steps):
         await anyio.sleep(0.01)
         await ctx.report_progress(step + 1, steps)
     return f"counted to {steps}"
+
+
+# What does not
 
 
 @server.tool()
@@ -111,13 +163,19 @@ async def ignore_cancellation(seconds: float) -> str:
 
 
 @server.tool()
-async def hog(milliseconds: int = 50) -> str:
-    time.sleep(milliseconds / 1000)  # noqa: ASYNC251 - what it is here for
+async def hog(milliseconds: int = 50, compute: bool = False) -> str:
+    with program_blocks():
+        until = time.monotonic() + milliseconds / 1000
+        while compute and time.monotonic() < until:
+            pass
+        time.sleep(max(0, until - time.monotonic()))  # noqa: ASYNC251 - what it is here for
     return "done"
 
 
 @server.tool()
-async def large(size: int = 5_000_000) -> str:
+async def large(ctx: Context, size: int = 5_000_000, report: bool = False) -> str:
+    if report:
+        await ctx.report_progress(1)
     return "x" * size
 
 
@@ -126,6 +184,17 @@ async def burst(ctx: Context, messages: int = 500) -> str:
     for number in range(messages):
         await ctx.report_progress(number + 1)
         await ctx.session.send_log_message("info", f"message {number}", logger="hostile")
+    return "done"
+
+
+@server.tool()
+async def burst_everywhere(ctx: Context, messages: int = 500) -> str:
+    """Send on the call's stream, the session's GET stream and all that listen, without a pause."""
+    for number in range(messages):
+        await ctx.report_progress(number + 1)
+        await ctx.session.send_log_message("info", f"message {number}", related_request_id=ctx.request_id)
+        await ctx.session.send_resource_updated(f"burst://{number}")
+        await ctx.notify_tools_changed()
     return "done"
 
 
@@ -161,6 +230,13 @@ async def close_own_stream(ctx: Context) -> str:
     await ctx.report_progress(1)
     await ctx.close_sse_stream()
     await ctx.report_progress(2)
+    return "closed"
+
+
+@server.tool()
+async def close_get_stream(ctx: Context) -> str:
+    await ctx.close_standalone_sse_stream()
+    await ctx.session.send_resource_updated("closed://")
     return "closed"
 
 
