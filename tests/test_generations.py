@@ -34,6 +34,7 @@ class StandIn:
         self.pid = next(PIDS)
         self.ready = False
         self.since = 0.0
+        self.runtime = ["trio", "nothing in its code needs asyncio"]
         self.code: int | None = None
         self.told: list[str] = []
         self.deaf = False

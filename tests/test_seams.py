@@ -56,17 +56,19 @@ ROOMS = {
     "clock": set(),
     "containment": set(),
     "text": set(),
+    "runtime": {"errors", "containment"},
     "routing": {"errors"},
     "security": {"errors", "routing"},
     "backplane": {"errors", "clock"},
-    "sessions": {"errors", "counts", "clock", "containment", "routing", "security", "backplane"},
-    "exchange": {"errors", "counts", "clock", "containment", "routing", "security", "backplane", "sessions"},
+    "sessions": {"errors", "counts", "clock", "containment", "runtime", "routing", "security", "backplane"},
+    "exchange": {"errors", "counts", "clock", "containment", "runtime", "routing", "security", "backplane", "sessions"},
     "service": {
         "errors",
         "counts",
         "clock",
         "containment",
         "text",
+        "runtime",
         "routing",
         "security",
         "backplane",
@@ -95,7 +97,9 @@ def test_a_lower_room_never_imports_a_higher_one(room: str) -> None:
         assert imports(path) <= ROOMS[room] | {room}, path
 
 
-@pytest.mark.parametrize("room", ["errors", "routing", "sessions", "exchange", "backplane", "service", "app"])
+@pytest.mark.parametrize(
+    "room", ["errors", "runtime", "routing", "sessions", "exchange", "backplane", "service", "app"]
+)
 def test_the_core_knows_no_http_server(room: str) -> None:
     for path in [PACKAGE / f"{room}.py", *(PACKAGE / room).rglob("*.py")]:
         if path.exists():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -21,7 +22,7 @@ from mcp.server.auth.provider import TokenVerifier
 from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
-from mcp_hybrid.authentication import Authentication, authentication_for
+from mcp_hybrid.authentication import Authentication, CrossingAuthenticator, authentication_for
 from mcp_hybrid.backplane import Backplane, MemoryBackplane
 from mcp_hybrid.clock import now
 from mcp_hybrid.containment import contained, keep_or_raise, must_pass
@@ -52,6 +53,8 @@ from mcp_hybrid.routing.head import Head, read_head
 from mcp_hybrid.routing.message import Batch, Message, Request, parse_body
 from mcp_hybrid.routing.modes import Mode
 from mcp_hybrid.routing.table import Lookup, Policy, Standing, decide, era_of, needs_lookup
+from mcp_hybrid.runtime.choice import choose
+from mcp_hybrid.runtime.program import Program
 from mcp_hybrid.security.bearer import acting_for, known_already
 from mcp_hybrid.security.contained import ContainedAuthenticator
 from mcp_hybrid.security.cors import Cors, Headers
@@ -76,6 +79,9 @@ WATCH_AFTER: Final = 0.1
 
 _LONGEST_SWEEP: Final = 30.0
 """Seconds between two looks for idle sessions, at the most."""
+
+_SHORTEST_CLEAN_UP: Final = 5.0
+"""Seconds that the end of a lifespan has on a loop of its own, however short the time for draining is."""
 
 _NOBODY: Final = Found(Standing.NONE)
 
@@ -137,10 +143,13 @@ class HybridApp:
         """
         self.settings = settings or Settings()
         self._server = as_lowlevel(server)
+        self.runtime = choose(server, self.settings.runtime)
+        """What runs the server's code, and why."""
+        self._program = Program(self.runtime.name, is_set=self.runtime.is_set)
         self.authentication = (
-            Authentication(authenticator, words=type(authenticator).__name__)
+            Authentication(CrossingAuthenticator(authenticator, self._program), words=type(authenticator).__name__)
             if authenticator is not None
-            else authentication_for(server, self.settings, clock, token_verifier)
+            else authentication_for(server, self.settings, clock, token_verifier, self._program)
         )
         inner = self.authentication.authenticator
         self._authenticator = ContainedAuthenticator(inner) if inner is not None else None
@@ -184,6 +193,11 @@ class HybridApp:
         return self._threads.abandoned if self._threads is not None else 0
 
     @property
+    def left_behind(self) -> bool:
+        """Whether threads of the server's code run on. Only the end of the process stops those."""
+        return self.abandoned_calls > 0 or self._program.left_behind
+
+    @property
     def registry(self) -> Registry:
         """The sessions of this process.
 
@@ -218,7 +232,7 @@ class HybridApp:
             for session in self._service.registry.sessions():
                 if session.close_stream is not None:
                     session.close_stream()
-            end_listening(self._server)
+            self._program.call_soon(end_listening, self._server)
 
     async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 - it bounds what is let finish, not this
         """Finish: streams end, running requests have `timeout` seconds and are then answered with an error.
@@ -262,14 +276,16 @@ class HybridApp:
             Delay(WATCH_AFTER),
             Delay(self.settings.request_timeout),
         )
+        program = self._program
         async with (
-            self._server.lifespan(self._server) as state,
+            program.running(divided_limiter, _name_of),
+            program.entered(partial(self._server.lifespan, self._server), self._clean_up_time) as state,
             anyio.create_task_group() as tasks,
         ):
             self._observer.start()
             backplane = timed(self._backplane, self._metrics)
             registry = self._make_registry(backplane)
-            self._threads = ToolThreads(self.settings.limits.tool_threads, self._metrics)
+            self._threads = ToolThreads(self.settings.limits.tool_threads, self._metrics, program.loop)
             kernel = Kernel(
                 self._server,
                 state,
@@ -280,7 +296,9 @@ class HybridApp:
                 policy=self.settings.progress,
                 traced=self._observer.traced,
                 threads=self._threads,
+                program=program,
             )
+            registry.program = program
             registry.make_outbound = kernel.make_outbound
             kernel.request_state = shared_request_state(self._server, self.settings.sessions.decoded_keys())
             service = Service(kernel)
@@ -294,13 +312,18 @@ class HybridApp:
             self._service = service
             await tasks.start(drain_on_signals, self.drain, self.settings.server.drain_timeout)
             try:
-                with divided_limiter(), shared_changes(self._server, backplane) as service.words.publish_here:
+                with shared_changes(self._server, backplane, program) as service.words.publish_here:
                     yield
             finally:
                 self._service = self._patience = None
                 await registry.close()
                 self._observer.stop()
                 tasks.cancel_scope.cancel()
+
+    @property
+    def _clean_up_time(self) -> float:
+        """Seconds for the end of the server's lifespan."""
+        return max(self.settings.server.drain_timeout, _SHORTEST_CLEAN_UP)
 
     def _make_registry(self, backplane: Backplane) -> Registry:
         sessions = self.settings.sessions
@@ -558,6 +581,12 @@ def _spawner(tasks: TaskGroup) -> Callable[[Callable[[], Coroutine[Any, Any, Non
         tasks.start_soon(guarded, work)
 
     return spawn
+
+
+def _name_of(context: Context) -> str:
+    """Return what is called in a context, for the log."""
+    exchange = context.get(current)
+    return exchange.name if exchange is not None else ""
 
 
 def _path_of(scope: Scope) -> str:

@@ -9,22 +9,26 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from mcp.server import MCPServer
 from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend
-from mcp.server.auth.provider import TokenVerifier
+from mcp.server.auth.provider import AccessToken, TokenVerifier
 from mcp.server.auth.routes import create_auth_routes
 from pydantic import AnyHttpUrl
 from starlette.routing import BaseRoute, Match, Router
 from starlette.types import Receive, Scope, Send
 
 from mcp_hybrid.errors import ConfigurationError, Fault
+from mcp_hybrid.runtime.names import RuntimeName
+from mcp_hybrid.runtime.program import IN_PLACE, Program
+from mcp_hybrid.runtime.routes import serve_on
 from mcp_hybrid.security.bearer import BearerAuthenticator
 from mcp_hybrid.security.jwks import FileKeys, KeySource, RemoteKeys
 from mcp_hybrid.security.metadata import WELL_KNOWN, ProtectedResource
-from mcp_hybrid.security.owner import Authenticator
+from mcp_hybrid.security.owner import Authenticator, Caller
 from mcp_hybrid.security.verifiers import ApiKeyVerifier, JwtVerifier
 from mcp_hybrid.settings import AuthSettings, Settings
 from mcp_hybrid.targets import kind_of
@@ -43,11 +47,13 @@ class Authentication:
     """The authorization server that the served server brings along."""
     words: str = "none"
     """What it is, for the operator."""
+    program: Program = IN_PLACE
+    """Where the served server's code runs, and so its routes and verifiers."""
 
     def beside(self, scope: Scope) -> Callable[[Scope, Receive, Send], Awaitable[Fault | None]] | None:
         """Return what serves a path that is not the endpoint's, if authentication has something there."""
         if self._routes(scope):
-            return self.router
+            return partial(serve_on, self.program, self.router)
         return self._metadata if self.resource is not None and _path(scope) in self.resource.paths else None
 
     def _routes(self, scope: Scope) -> bool:
@@ -70,6 +76,7 @@ def _path(scope: Scope) -> str:
 class _Parts:
     """What is collected for a `BearerAuthenticator`."""
 
+    program: Program
     backends: list[BearerAuthBackend] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
     url: str | None = None
@@ -81,17 +88,51 @@ class _Parts:
         self.words.append(words)
         self.backends.append(BearerAuthBackend(verifier, resource_server_url=resource))
 
+    def add_own(self, words: str, verifier: TokenVerifier, resource: AnyHttpUrl | None = None) -> None:
+        """Add a verifier that is a part of the program."""
+        crosses = self.program.runtime is RuntimeName.ASYNCIO
+        self.add(words, _CrossingVerifier(verifier, self.program) if crosses else verifier, resource)
+
+
+class _CrossingVerifier:
+    """Has a verifier of the program's verify tokens where the program runs."""
+
+    def __init__(self, verifier: TokenVerifier, program: Program) -> None:
+        self._verifier = verifier
+        self._program = program
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        return await self._program.run(partial(self._verifier.verify_token, token), "verify_token")
+
+
+class CrossingAuthenticator:
+    """Has an authenticator of the program's find out who asks where the program runs."""
+
+    def __init__(self, authenticator: Authenticator, program: Program) -> None:
+        self._authenticator = authenticator
+        self._program = program
+
+    async def authenticate(self, scope: Scope) -> Caller | Fault:
+        """Return what the authenticator says."""
+        return await self._program.run(partial(self._authenticator.authenticate, scope), "authenticate")
+
 
 def authentication_for(
-    server: object, settings: Settings, clock: Callable[[], float], token_verifier: TokenVerifier | None = None
+    server: object,
+    settings: Settings,
+    clock: Callable[[], float],
+    token_verifier: TokenVerifier | None = None,
+    program: Program = IN_PLACE,
 ) -> Authentication:
     """Return how requests to `server` are authenticated. A `token_verifier` that is given stands for the server's own.
+
+    Both run where the `program` does.
 
     Raises:
         ConfigurationError: Settings contradict each other, or a file they name cannot be used.
     """
     auth = settings.auth
-    parts = _Parts(scopes=list(auth.required_scopes))
+    parts = _Parts(program, scopes=list(auth.required_scopes))
     if auth.api_keys is not None:
         keys = ApiKeyVerifier(Path(auth.api_keys), clock)
         parts.add(f"API keys ({len(keys)} in {auth.api_keys})", keys)
@@ -101,7 +142,7 @@ def authentication_for(
     elif auth.jwks is not None:
         raise ConfigurationError("auth.jwks is set without auth.issuer, whose tokens it would verify")
     if token_verifier is not None:
-        parts.add(f"tokens by {type(token_verifier).__name__}", token_verifier)
+        parts.add_own(f"tokens by {type(token_verifier).__name__}", token_verifier)
     else:
         _add_own(parts, server, settings.path)
     parts.url = auth.resource or parts.url
@@ -116,7 +157,7 @@ def authentication_for(
     scopes = list(dict.fromkeys(parts.scopes))
     resource = ProtectedResource(settings.path, url=parts.url, authorization_servers=parts.servers, scopes=scopes)
     authenticator = BearerAuthenticator(parts.backends, resource, scopes)
-    return Authentication(authenticator, resource, Router(parts.routes), " and ".join(parts.words))
+    return Authentication(authenticator, resource, Router(parts.routes), " and ".join(parts.words), program)
 
 
 def _anonymous(auth: AuthSettings) -> Authentication:
@@ -162,7 +203,7 @@ def _add_mcpserver(parts: _Parts, server: MCPServer[Any]) -> None:
     if auth is None or verifier is None:
         return
     own = auth.resource_server_url
-    parts.add("the server's own verifier", verifier, own if auth.validate_token_resource else None)
+    parts.add_own("the server's own verifier", verifier, own if auth.validate_token_resource else None)
     parts.url = str(own) if own is not None else None
     parts.servers.append(str(auth.issuer_url))
     parts.scopes += auth.required_scopes or []
@@ -184,7 +225,7 @@ def _add_fastmcp(parts: _Parts, server: Any, path: str) -> None:
     if provider is None:
         return
     parts.routes += provider.get_routes(mcp_path=path)  # also tells the provider where the endpoint is
-    parts.add("the server's own provider", provider)
+    parts.add_own("the server's own provider", provider)
     parts.scopes += provider.required_scopes
     url = provider._get_resource_url(path)  # noqa: SLF001 - there is no public way
     parts.url = str(url) if url is not None else None

@@ -54,6 +54,7 @@ Target = Annotated[
     typer.Argument(metavar="[TARGET]", help="module:attr, file.py:attr or file.py; none: the built-in demo."),
 ]
 ModeOption = Annotated[str | None, typer.Option("--mode", help="hybrid, stateless or stateful.")]
+RuntimeOption = Annotated[str | None, typer.Option("--runtime", help="auto, trio or asyncio.")]
 HostOption = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
 PortOption = Annotated[str | None, typer.Option("--port", help="Port to listen on; 0 takes any free one.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help="TOML file with settings.")]
@@ -73,6 +74,7 @@ def _load(  # noqa: PLR0913 - typer makes one option of each parameter
     *,
     target: Target = None,
     mode: ModeOption = None,
+    runtime: RuntimeOption = None,
     host: HostOption = None,
     port: PortOption = None,
     config: ConfigOption = None,
@@ -89,6 +91,7 @@ def _load(  # noqa: PLR0913 - typer makes one option of each parameter
     options = {
         "target": target,
         "mode": mode,
+        "runtime": runtime,
         "path": path,
         "progress": progress,
         "unknown_session": unknown_session,
@@ -134,16 +137,19 @@ def check(loaded: "Loaded") -> None:
     import time  # noqa: PLC0415 - see the module's docstring
 
     from mcp_hybrid.authentication import authentication_for  # noqa: PLC0415 - as above
+    from mcp_hybrid.runtime.choice import choose  # noqa: PLC0415 - as above
     from mcp_hybrid.server.launch import check_certificate  # noqa: PLC0415 - as above
     from mcp_hybrid.targets import as_lowlevel, kind_of, load_target  # noqa: PLC0415 - as above
 
     check_certificate(loaded.settings)
     found = load_target(loaded.settings.target)
     authentication = authentication_for(found, loaded.settings, time.time)
-    _show(loaded, f"{as_lowlevel(found).name} ({kind_of(found)})", authentication.words)
+    runtime = choose(found, loaded.settings.runtime)
+    server = f"{as_lowlevel(found).name} ({kind_of(found)})"
+    _show(loaded, server, authentication.words, f"{runtime.name} ({runtime.reason})")
 
 
-def _show(loaded: "Loaded", server: str, authentication: str) -> None:
+def _show(loaded: "Loaded", server: str, authentication: str, runtime: str) -> None:
     from rich.console import Console  # noqa: PLC0415 - see the module's docstring
     from rich.table import Table  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415 - as above
@@ -158,7 +164,7 @@ def _show(loaded: "Loaded", server: str, authentication: str) -> None:
     if not console.is_terminal:
         console.width = 200  # for grep: one setting, one line
     console.print(table)
-    console.print(Text(f"\nserves {server}\nauthentication: {authentication}"))
+    console.print(Text(f"\nserves {server}\nauthentication: {authentication}\nruntime: {runtime}"))
 
 
 @app.command()

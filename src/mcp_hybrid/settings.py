@@ -30,6 +30,7 @@ from mcp_hybrid.backplane import LogLimits
 from mcp_hybrid.errors import ConfigurationError, UnusableValueError
 from mcp_hybrid.masking import masked
 from mcp_hybrid.routing.modes import Mode, ProgressPolicy, UnknownSession
+from mcp_hybrid.runtime.names import RuntimeName
 from mcp_hybrid.security.limits import Bounds
 from mcp_hybrid.values import (
     Accepts,
@@ -287,6 +288,8 @@ class Settings(_Section):
     """Which ways of serving are offered."""
     target: Target = None
     """The server to serve. None: the built-in demo."""
+    runtime: Annotated[RuntimeName, Choice] = RuntimeName.AUTO
+    """What runs the server's code: Trio, an asyncio event loop in a thread of its own, or what the code needs."""
     path: UrlPath = "/mcp"
     """URL path of the endpoint."""
     progress: Annotated[ProgressPolicy, Choice] = ProgressPolicy.SESSION

@@ -18,6 +18,7 @@ from harness.example import Example
 from harness.mcp import Conversation
 from mcp_hybrid import Caller, Cause, Fault, HybridApp, Owner, Settings
 from mcp_hybrid.backplane.redis import RedisBackplane
+from mcp_hybrid.containment import on_trio
 from mcp_hybrid.sessions.registry import Registry
 from mcp_hybrid.sessions.seal import fresh_key
 
@@ -68,7 +69,9 @@ class Setup:
 async def running(
     *, users: bool = False, server: object = None, token_verifier: TokenVerifier | None = None, **settings: Any
 ) -> AsyncIterator[Setup]:
-    """Run the example server, or another, with these settings."""
+    """Run the example server, or another, with these settings; on Trio if not `runtime` says otherwise."""
+    if on_trio():  # the clock of these tests may jump while another thread is at work
+        settings.setdefault("runtime", "trio")
     example, clock = Example(), WallClock()
     app = HybridApp(
         server or example.server,

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -26,6 +27,7 @@ from pydantic_core import from_json, to_json
 
 from mcp_hybrid.backplane import Backplane, BackplaneUnavailableError, Signal, SignalKind
 from mcp_hybrid.exchange.modern import LISTEN
+from mcp_hybrid.runtime.program import Program
 
 log = structlog.get_logger("mcp_hybrid")
 
@@ -37,8 +39,10 @@ _EVENTS: Final[dict[str, type[Any]]] = {
 
 
 @contextmanager
-def shared_changes(server: Server[Any], backplane: Backplane) -> Iterator[Publish | None]:
+def shared_changes(server: Server[Any], backplane: Backplane, program: Program) -> Iterator[Publish | None]:
     """Publish on all workers what the server publishes on this one, for the duration of the block.
+
+    The bus is the program's, and is used where that runs.
 
     Yields what publishes on this worker only, for events that come from others; None where the server has no bus of
     the usual kind: then whoever gave it another one has made it reach everybody, or nobody listens.
@@ -47,13 +51,17 @@ def shared_changes(server: Server[Any], backplane: Backplane) -> Iterator[Publis
     if bus is None or not backplane.shared:
         yield None
         return
-    here = bus.publish
+    here, loop = bus.publish, program.loop
 
     async def everywhere(event: ServerEvent) -> None:
         await here(event)
         body = to_json([type(event).__name__, asdict(event)])
         try:
-            await backplane.broadcast(Signal(SignalKind.CHANGE, "", body))
+            signal = Signal(SignalKind.CHANGE, "", body)
+            if loop is None:
+                await backplane.broadcast(signal)
+            else:
+                await loop.on_host(partial(backplane.broadcast, signal))
         except BackplaneUnavailableError:
             log.warning(
                 "a change was published on this worker only: the backplane is away", event_type=type(event).__name__
@@ -61,9 +69,13 @@ def shared_changes(server: Server[Any], backplane: Backplane) -> Iterator[Publis
 
     bus.publish = everywhere  # type: ignore[method-assign]  # the bus is the application's; it is given back below
     try:
-        yield here
+        yield here if loop is None else partial(_publish, here, program)
     finally:
         del bus.publish
+
+
+async def _publish(publish: Publish, program: Program, event: ServerEvent) -> None:
+    await program.run(partial(publish, event), "publish")
 
 
 def decode_event(body: bytes) -> ServerEvent:

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 import structlog
-import trio
 from mcp.shared.dispatcher import CallOptions
 from mcp.shared.exceptions import MCPError
 from mcp.shared.message import MessageMetadata
@@ -43,6 +42,22 @@ _JSON_ONLY: Final = "it accepts application/json only, and a question needs text
 _WITHDRAW: Final = 1.0
 """Seconds for the notice that a question is withdrawn to be handed over."""
 _FINISHED: Final = "the request that would carry the question has finished."
+
+
+class Cancellable(Protocol):
+    """What an interruption cancels: a scope, or a piece of the program in another thread."""
+
+    def cancel(self) -> object:
+        """Cancel it."""
+        ...
+
+
+class Settable(Protocol):
+    """An event."""
+
+    def set(self) -> object:
+        """Set it."""
+        ...
 
 
 class ExchangeContext:
@@ -92,8 +107,8 @@ class ExchangeContext:
         self._carries = carries
         self._refusal = refusal
         self._closed = False
-        self._scope: anyio.CancelScope | trio.CancelScope | None = None
-        self._cancel_requested: anyio.Event | None = None
+        self._scope: Cancellable | None = None
+        self._cancel_requested: Settable | None = None
 
     @property
     def transport(self) -> TransportContext:
@@ -116,16 +131,23 @@ class ExchangeContext:
     @property
     def cancel_requested(self) -> anyio.Event:
         """Set when the client cancels this request."""
-        if self._cancel_requested is None:
-            self._cancel_requested = anyio.Event()
-            if self.interrupted is not None:
-                self._cancel_requested.set()
-        return self._cancel_requested
+        event = self._cancel_requested
+        if not isinstance(event, anyio.Event):
+            event = anyio.Event()
+            self.notice_cancellation(event)
+        return event
 
     async def send_raw_request(
-        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+        self,
+        method: str,
+        params: Mapping[str, Any] | None,
+        opts: CallOptions | None = None,
+        *,
+        sent: Callable[[], object] | None = None,
     ) -> dict[str, Any]:
         """Ask the client something and wait for its answer, on this request's own stream (SEP-2260).
+
+        `sent` is called when the question has been handed over.
 
         Raises:
             CannotAskError: At once, where no answer could come.
@@ -135,7 +157,7 @@ class ExchangeContext:
         reason = self._why_not()
         if reason is not None or self.session is None or self._reply is None:
             raise CannotAskError(method, reason or self._refusal)
-        return await ask(self.session, self._reply.push, method, params, opts or {})
+        return await ask(self.session, self._reply.push, method, params, opts or {}, sent)
 
     async def notify(
         self,
@@ -161,12 +183,47 @@ class ExchangeContext:
         self._check_thread(progress_gate.METHOD)
         await self._push_progress(self._gate.admit(progress, total, message))
 
+    def admit_progress(self, progress: object, total: object, message: object) -> bytes | None:
+        """Return the notification of a value that may be sent, for `put_progress`; None for one that may not."""
+        return self._gate.admit(progress, total, message) if self._reply is not None else None
+
+    def admit_raw_progress(self, params: Mapping[str, Any] | None) -> bytes | None:
+        """Return the same for a notification that the application wrote itself."""
+        return self._gate.admit_raw(params) if self._reply is not None else None
+
+    def put_progress(self, message: bytes) -> None:
+        """Send what was admitted, without waiting."""
+        if self._reply is not None:
+            self._reply.put_progress(message)
+
+    def admit(self, method: str, params: Mapping[str, Any] | None) -> bytes | None:
+        """Return the notification to send ahead of the result, for `put`; None where none is to be sent."""
+        if self._closed or self._reply is None or not self._carries:
+            return None
+        return notification(method, params)
+
+    def put(self, message: bytes) -> None:
+        """Send what was admitted, without waiting."""
+        if self._reply is not None:
+            self._reply.put(message)
+
+    async def settle(self) -> None:
+        """Wait for as long as somebody has to who put many messages."""
+        if self._reply is not None:
+            await self._reply.settle()
+
+    def notice_cancellation(self, event: Settable) -> None:
+        """Have `event` set when the request is interrupted."""
+        self._cancel_requested = event
+        if self.interrupted is not None:
+            event.set()
+
     @property
     def carries(self) -> bool:
         """Whether a message that belongs to no request may go along with this one's answer."""
         return self._carries and not self._closed and self._reply is not None and self._reply.streams
 
-    def enter(self, scope: anyio.CancelScope | trio.CancelScope) -> None:
+    def enter(self, scope: Cancellable) -> None:
         """Make `scope` what an interruption cancels."""
         self._scope = scope
         if self.interrupted is not None:
@@ -239,8 +296,9 @@ async def ask(
     method: str,
     params: Mapping[str, Any] | None,
     opts: CallOptions,
+    sent: Callable[[], object] | None = None,
 ) -> dict[str, Any]:
-    """Put a question to the client of `session` by `put` and wait for the answer.
+    """Put a question to the client of `session` by `put` and wait for the answer. `sent` is called in between.
 
     Giving up (the timeout, or cancellation of the asker) tells the client that the answer is no longer wanted.
 
@@ -259,6 +317,8 @@ async def ask(
     try:
         with anyio.move_on_after(opts.get("timeout")):
             await put(to_json(message, inf_nan_mode="null"))
+            if sent is not None:
+                sent()
             return await question.wait()
         raise MCPError(REQUEST_TIMEOUT, f"The client did not answer {method} in time.")
     finally:

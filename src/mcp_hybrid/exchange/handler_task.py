@@ -22,16 +22,13 @@ from mcp_hybrid.clock import now
 from mcp_hybrid.containment import on_trio
 from mcp_hybrid.exchange.context import ExchangeContext
 from mcp_hybrid.exchange.threads import ToolThreads
+from mcp_hybrid.runtime.loop import LET_GO
 from mcp_hybrid.sessions.live import Interruption
 
 log = structlog.get_logger("mcp_hybrid")
 
 Handler = Callable[[], Awaitable[Mapping[str, Any] | None]]
 """Makes a request's result; for a notification, None."""
-
-LET_GO: Final = 1.0
-"""Seconds that an interrupted handler has for its clean-up before its request goes on without it. One that is in a
-thread has none."""
 
 _TURNS: Final = 4
 """Turns of the scheduler in which a handler that can be cancelled has mostly ended."""
@@ -43,7 +40,18 @@ _on_asyncio: Final[set[asyncio.Task[None]]] = set()
 class HandlerTask:
     """One handler, from its start to its end."""
 
-    __slots__ = ("_abandoned", "_context", "_done", "_handler", "_since", "_threads", "_wake", "error", "result")
+    __slots__ = (
+        "_abandoned",
+        "_context",
+        "_done",
+        "_handler",
+        "_loop",
+        "_since",
+        "_threads",
+        "_wake",
+        "error",
+        "result",
+    )
 
     def __init__(self, handler: Handler, context: ExchangeContext, threads: ToolThreads) -> None:
         self._handler = handler
@@ -99,6 +107,10 @@ class HandlerTask:
             self._threads.abandon(self._context)
 
     def _spawn(self) -> None:
+        loop = self._threads.loop
+        if loop is not None:
+            self._context.enter(loop.begin(self._handler, self._end, self._context.name))
+            return
         if on_trio():
             trio.lowlevel.spawn_system_task(self._isolated, context=copy_context())
             return
@@ -116,15 +128,21 @@ class HandlerTask:
             log.exception("handler left its task in disorder", tool=self._context.name)
 
     async def _handle(self) -> None:
+        result = None
         try:
             with anyio.CancelScope() as scope:
                 self._context.enter(scope)
-                self.result = await self._handler()
+                result = await self._handler()
         except BaseException as error:  # noqa: BLE001 - the boundary between a program and the server
-            if not self._abandoned:
-                self.error = error
-        finally:
-            self._done = True
-            self._wake.set()
-            if self._abandoned:
-                self._threads.ended(self._context, now() - self._since)
+            self._end(None, error)
+        else:
+            self._end(result, None)
+
+    def _end(self, result: Mapping[str, Any] | None, error: BaseException | None) -> None:
+        """Take note of what the handler came to. An abandoned one's result is nobody's."""
+        self._done = True
+        if self._abandoned:
+            self._threads.ended(self._context, now() - self._since)
+        else:
+            self.result, self.error = result, error
+        self._wake.set()

@@ -33,6 +33,7 @@ from mcp_hybrid.containment import keep_or_raise
 from mcp_hybrid.errors import Cause, Fault
 from mcp_hybrid.routing.era import SERVED_VERSIONS
 from mcp_hybrid.routing.message import Request
+from mcp_hybrid.runtime.program import IN_PLACE, Program
 from mcp_hybrid.sessions.questions import missing_capability
 
 log = structlog.get_logger("mcp_hybrid")
@@ -46,6 +47,9 @@ Handler = Callable[[], Awaitable[Mapping[str, Any]]]
 
 ListTools = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
 """Runs `tools/list` with the given parameters as this caller would see it."""
+
+_ONLY_LOOK_UP: Final = ("mcp.", "fastmcp.")
+"""Modules whose functions find a tool's schema in a dictionary, and so may be called in any thread."""
 
 _PARAM_PREFIX: Final = MCP_PARAM_HEADER_PREFIX.lower()
 _PAGES: Final = 100
@@ -99,6 +103,7 @@ async def check_params(
     verdict: InboundModernRoute,
     headers: Mapping[str, str],
     list_tools: ListTools,
+    program: Program = IN_PLACE,
 ) -> Fault | None:
     """Check the `Mcp-Param-*` headers of a tool call against its arguments (D12). Fails open where no schema is found.
 
@@ -112,7 +117,7 @@ async def check_params(
     if not arguments and not any(name.startswith(_PARAM_PREFIX) for name in headers):
         return None
     try:
-        schema = await _input_schema(server, request.name, verdict, list_tools)
+        schema = await _input_schema(server, request.name, verdict, list_tools, program)
         # Most schemas have no such headers, which is known sooner from their text than by the validator's two walks.
         if schema is None or X_MCP_HEADER_KEY not in repr(schema):
             return None
@@ -124,9 +129,18 @@ async def check_params(
     return _fault(rejection, request) if rejection is not None else None
 
 
-async def _input_schema(server: Server[Any], tool: str, verdict: InboundModernRoute, list_tools: ListTools) -> Any:
-    if server.get_tool_input_schema is not None:
-        return server.get_tool_input_schema(tool)
+async def _input_schema(
+    server: Server[Any], tool: str, verdict: InboundModernRoute, list_tools: ListTools, program: Program
+) -> Any:
+    lookup = server.get_tool_input_schema
+    if lookup is not None:
+        if program.loop is None or str(lookup.__module__).startswith(_ONLY_LOOK_UP):
+            return lookup(tool)
+
+        async def look_up() -> Any:
+            return lookup(tool)
+
+        return await program.run(look_up, "get_tool_input_schema")
     if server.get_request_handler("tools/list") is None:
         return None
     meta = {

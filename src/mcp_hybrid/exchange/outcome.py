@@ -102,7 +102,8 @@ async def execute(
     """Run a handler and return its result; None if it was interrupted.
 
     A handler that is known to use no threads runs in the caller's task, which takes no time for it; any other has a
-    task of its own, so that it can be left behind. On asyncio all have, as a program can cancel the task it runs in.
+    task of its own, so that it can be left behind. On asyncio all have, as a program can cancel the task it runs in; on
+    a loop of the program's own that is a task there.
 
     Raises:
         BaseException: What the handler raises.
@@ -112,7 +113,9 @@ async def execute(
     running.add(context)
     alarm = limit.add(partial(context.interrupt, Interruption.TIMED_OUT)) if limit is not None else None
     try:
-        if threads.uses_none(key) and on_trio():
+        if threads.loop is not None:
+            result = await HandlerTask(handler, context, threads).run()
+        elif threads.uses_none(key) and on_trio():
             result = None
             with trio.CancelScope() as scope:  # AnyIO's around it takes three times as long, for every call
                 context.enter(scope)

@@ -161,6 +161,9 @@ class Reply:
         """Send a message ahead of the result; waits while a client that reads slowly has `BACKLOG` of them to take."""
         self.put(message)
         await anyio.lowlevel.checkpoint()
+        await self._wait_for_room()
+
+    async def _wait_for_room(self) -> None:
         while len(self._queue) >= BACKLOG and self._state is _State.STREAMING:
             self._room = self._room or anyio.Event()
             await self._room.wait()
@@ -173,18 +176,33 @@ class Reply:
         """
         if self._finished or not self._form.streams:
             return
+        if not self.put_progress(message):
+            await anyio.lowlevel.checkpoint()
+        elif now() - self._yielded >= BURST_TIME or len(self._queue) >= BURST:
+            await self._let_write()
+
+    def put_progress(self, message: bytes) -> bool:
+        """Send a progress notification, without waiting. Returns False if it took the place of an older one."""
+        if self._finished or not self._form.streams:
+            return False
         self.commit()
         if self._writing and self._progress is not None:
             # It is the last in the queue: whatever else is put there ends its being the newest.
             self._progress.data = message
             self._counts.add(Count.PROGRESS_COALESCED)
-            await anyio.lowlevel.checkpoint()
-            return
+            return False
         self._uncounted += 1
         self._progress = _Item(message)
         self._enqueue(self._progress)
-        if now() - self._yielded >= BURST_TIME or len(self._queue) >= BURST:
-            await self._let_write()
+        return True
+
+    async def settle(self) -> None:
+        """Wait as senders have to that never pause: the writer has its turns, and a client that reads slowly its time.
+
+        For senders in another thread, which put their messages without waiting.
+        """
+        await self._let_write()
+        await self._wait_for_room()
 
     async def _let_write(self) -> None:
         for _ in range(YIELDS):

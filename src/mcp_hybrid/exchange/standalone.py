@@ -75,9 +75,16 @@ class StandaloneChannel:
         self._loop_thread = get_ident()
 
     async def send_raw_request(
-        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None
+        self,
+        method: str,
+        params: Mapping[str, Any] | None,
+        opts: CallOptions | None = None,
+        *,
+        sent: Callable[[], object] | None = None,
     ) -> dict[str, Any]:
         """Ask the client something: with the request that is running, else on the GET stream.
+
+        `sent` is called when the question has been handed over.
 
         Raises:
             CannotAskError: At once, where no answer could come.
@@ -86,19 +93,19 @@ class StandaloneChannel:
         check_thread(self._loop_thread, method)
         context = self._running()
         if context is not None:
-            return await context.send_raw_request(method, params, opts)
+            return await context.send_raw_request(method, params, opts, sent=sent)
         bounded: CallOptions = {**(opts or {})}
         if bounded.get("timeout") is None:
             bounded["timeout"] = self._patience
         session = self._registry.live(self._stream.session)
         if session is not None and session.close_stream is not None:
-            return await ask(session, self._append, method, params, bounded)
+            return await ask(session, self._append, method, params, bounded, sent)
         found = await self._found_elsewhere()
         if found is None:
             raise CannotAskError(method, _NO_STREAM)
         try:
             with self._registry.use(found) as session:  # held from before the next checkpoint
-                return await ask(session, self._append, method, params, bounded)
+                return await ask(session, self._append, method, params, bounded, sent)
         except TooManySessionsError:
             raise CannotAskError(method, _NO_ROOM) from None
         except SessionOverError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from mcp_hybrid.exchange.crossing import CrossingChannel
 from mcp_hybrid.exchange.standalone import StandaloneChannel
 from mcp_hybrid.sessions.connection import SessionConnection
 from mcp_hybrid.sessions.state import SessionState, SessionStateError
@@ -38,9 +39,10 @@ def pin_session(ctx: object) -> Callable[[], None]:
     return channel.pin()
 
 
-def _channel(ctx: object, why_not: str) -> StandaloneChannel:
+def _channel(ctx: object, why_not: str) -> StandaloneChannel | CrossingChannel:
     session = getattr(ctx, "session", None)
     connection = getattr(session, "_connection", None)  # the SDK has no public way from the one to the other
-    if not isinstance(connection, SessionConnection) or not isinstance(connection.outbound, StandaloneChannel):
+    outbound = connection.outbound if isinstance(connection, SessionConnection) else None
+    if not isinstance(outbound, StandaloneChannel | CrossingChannel):
         raise SessionStateError(why_not)
-    return connection.outbound
+    return outbound

@@ -12,7 +12,7 @@ and which threads are held for requests that have been answered (abandoned ones)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -25,9 +25,13 @@ from mcp_hybrid.containment import on_trio
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.exchange.context import ExchangeContext, current
 from mcp_hybrid.exchange.shares import Shares
+from mcp_hybrid.runtime.loop import ProgramLoop
 from mcp_hybrid.security.limits import Caller
 
 log = structlog.get_logger("mcp_hybrid")
+
+Tell = Callable[..., None]
+"""Has a function called with arguments where contexts and counts are written, in the order of these calls."""
 
 _REMEMBERED: Final = 4096
 """Handlers of which is remembered whether they use threads. What is beyond that counts as unknown."""
@@ -36,9 +40,15 @@ _REMEMBERED: Final = 4096
 class ToolThreads:
     """The threads of one application's tools, and which of its handlers use any."""
 
-    def __init__(self, total: int, counts: Counts) -> None:
-        """Let at most `total` of them be in use at a time, shared among callers (`exchange.shares`)."""
+    def __init__(self, total: int, counts: Counts, loop: ProgramLoop | None = None) -> None:
+        """Let at most `total` of them be in use at a time, shared among callers (`exchange.shares`).
+
+        Where the program has a `loop` of its own, threads are taken and given back there, and what is noted of that is
+        noted on the host: a context and the counts have one writer, and need no lock.
+        """
+        self.loop = loop
         self._counts = counts
+        self._tell: Tell = loop.post if loop is not None else _at_once
         self._shares = Shares(total)
         self._holders: dict[object, tuple[ExchangeContext, Caller]] = {}
         self._uses: dict[str, bool] = {}
@@ -46,7 +56,7 @@ class ToolThreads:
         """Requests that were answered and whose handlers run on."""
 
     async def acquire(self, borrower: object, context: ExchangeContext) -> None:
-        """Wait for a thread. Cancelled, none is held.
+        """Wait for a thread, on the program's event loop. Cancelled, none is held.
 
         Raises:
             RuntimeError: The borrower holds one already, as AnyIO's own limiter does.
@@ -54,24 +64,25 @@ class ToolThreads:
         if borrower in self._holders:
             raise RuntimeError("this borrower is already holding one of this CapacityLimiter's tokens")
         caller = context.caller
-        context.waiting_for_thread += 1
+        self._tell(_note_waiting, context, 1)
         try:
             await self._shares.acquire(caller)
         finally:
-            context.waiting_for_thread -= 1
-        context.threads += 1
-        context.used_threads = True
+            self._tell(_note_waiting, context, -1)
         self._holders[borrower] = context, caller
-        if context.abandoned:
-            self._counts.add(Count.ABANDONED_THREADS_NOW)
+        self._tell(self._note_held, context, 1)
 
     def release(self, borrower: object) -> None:
-        """Give a thread back."""
+        """Give a thread back, on the program's event loop."""
         context, caller = self._holders.pop(borrower)
         self._shares.release(caller)
-        context.threads -= 1
+        self._tell(self._note_held, context, -1)
+
+    def _note_held(self, context: ExchangeContext, amount: int) -> None:
+        context.threads += amount
+        context.used_threads = True
         if context.abandoned:
-            self._counts.add(Count.ABANDONED_THREADS_NOW, -1)
+            self._counts.add(Count.ABANDONED_THREADS_NOW, amount)
 
     def abandon(self, context: ExchangeContext) -> None:
         """Note that a request is answered while its handler runs on. Nothing that it comes to is used."""
@@ -101,6 +112,14 @@ class ToolThreads:
         elif answered:
             # Arguments that are refused never reach the function: a failure says nothing of it.
             self._uses.setdefault(handler, False)
+
+
+def _at_once(act: Callable[..., object], *args: object) -> None:
+    act(*args)
+
+
+def _note_waiting(context: ExchangeContext, amount: int) -> None:
+    context.waiting_for_thread += amount
 
 
 class _DividedLimiter:

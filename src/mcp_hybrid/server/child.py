@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from mcp_hybrid.app import HybridApp
 from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.server.parent import ParentWatch
-from mcp_hybrid.server.running import guarded_application, run
+from mcp_hybrid.server.running import guarded_application, run, runtime_of
 from mcp_hybrid.server.stopping import Stopping
 from mcp_hybrid.server.worker_process import READY, RETIRE, START_TIMEOUT, STOP
 from mcp_hybrid.settings import Settings, load
@@ -84,7 +84,7 @@ async def _serve(app: HybridApp, listeners: Sequence[socket.socket], control: so
     async def started() -> None:
         faulthandler.cancel_dump_traceback_later()
         with suppress(trio.BrokenResourceError):  # told to stop meanwhile: requests that came first are still finished
-            await stream.send_all(READY)
+            await stream.send_all(READY + json.dumps([*runtime_of(app)]).encode() + b"\n")
 
     return await run(app, listeners, stopping, linger=True, started=started)
 

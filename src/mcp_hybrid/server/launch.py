@@ -44,14 +44,14 @@ def serve(loaded: Loaded) -> int:
 
 
 def _serve_here(settings: Settings) -> int:
-    from mcp_hybrid.server.running import guarded_application, run  # noqa: PLC0415 - as above
+    from mcp_hybrid.server.running import guarded_application, run, runtime_of  # noqa: PLC0415 - as above
 
     app = guarded_application(settings)
     with listening(settings) as listeners:
         address = url(settings, listeners)
 
         async def started() -> None:
-            announce(settings, address)
+            announce(settings, address, runtime_of(app))
 
         async def main() -> int:
             stopping = Stopping(settings.server.drain_timeout)
@@ -136,7 +136,10 @@ def url(settings: Settings, listeners: Sequence[socket.socket]) -> str:
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{settings.path}"
 
 
-def announce(settings: Settings, address: str) -> None:
-    """Say in the log that requests are served, and where."""
+def announce(settings: Settings, address: str, runtime: Sequence[str] = ()) -> None:
+    """Say in the log that requests are served, where, and what runs the program and why."""
+    chosen = dict(zip(("runtime", "runtime_reason"), runtime, strict=False))
     workers = {"workers": settings.server.workers} if settings.server.workers > 1 else {}
-    log.info("serving", url=address, mode=settings.mode.value, target=settings.target or "built-in demo", **workers)
+    log.info(
+        "serving", url=address, mode=settings.mode.value, target=settings.target or "built-in demo", **chosen, **workers
+    )

@@ -135,7 +135,8 @@ class Master:
         if generation is self._current and not self._announced:
             self._announced = self._tried = True
             self._warn()
-            announce(self._settings, url(self._settings, self._listeners))
+            runtimes = [worker.runtime for worker in generation.serving]
+            announce(self._settings, url(self._settings, self._listeners), runtimes[0] if runtimes else ())
         self._reload_if_wanted()
 
     def start_failed(self, generation: Generation, error: WorkerFailedError, in_a_row: int) -> None:

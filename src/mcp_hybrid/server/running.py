@@ -78,7 +78,8 @@ async def run(
     nothing should be sent here any more. Awaits `started` once requests are served. With `linger`, idle connections
     stay for as long as `stopping` lets them.
 
-    Does not return where functions of abandoned calls still run: the process ends here then, with that exit code.
+    Does not return where functions of abandoned calls, or other threads of the program, still run: the process ends
+    here then, with that exit code.
 
     Raises:
         ConfigurationError: The application's lifespan failed at its start.
@@ -111,9 +112,14 @@ async def run(
         code = FORCED
     else:
         log.info("stopped", **({"abandoned_calls": app.abandoned_calls} if app.abandoned_calls else {}))
-    if app.abandoned_calls:
+    if app.left_behind:
         leave_at_once(code)
     return code
+
+
+def runtime_of(app: HybridApp) -> tuple[str, str]:
+    """Return what runs the program, and why, in words."""
+    return app.runtime.name.value, app.runtime.reason
 
 
 def settle_memory() -> None:

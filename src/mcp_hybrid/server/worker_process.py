@@ -14,8 +14,9 @@ import trio
 
 START_TIMEOUT: Final = 120.0
 """Seconds for a worker to start."""
-READY: Final = b"ready\n"
-"""What a worker says once it serves. Anything else is why it cannot."""
+READY: Final = b"ready\t"
+"""How the line begins that a worker says once it serves: what follows is its runtime, as JSON. Anything else is why it
+cannot."""
 RETIRE: Final = b"retire\n"
 """What the master writes when others have taken the worker's place."""
 STOP: Final = b"stop\n"
@@ -56,6 +57,8 @@ class Worker:
     def __init__(self, process: trio.Process, control: trio.SocketStream) -> None:
         self.process = process
         self.control = control
+        self.runtime: list[str] = []
+        """What runs the program in it, and why, once it is ready."""
         self.ready = False
         """Whether it came up."""
         self.since = 0.0
@@ -94,7 +97,8 @@ class Worker:
         with trio.move_on_after(START_TIMEOUT) as scope, suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while not said.endswith(b"\n") and len(said) < LONGEST_REASON and (piece := await self._receive()):
                 said += piece
-        if said == READY:
+        if said.startswith(READY) and said.endswith(b"\n"):
+            self.runtime = json.loads(said.removeprefix(READY))
             self.ready, self.since = True, trio.current_time()
             return
         if said.endswith(b"\n"):

@@ -96,7 +96,7 @@ class Calls:
         if isinstance(verdict, Fault):
             return verdict
         listing = partial(self._list_tools, exchange, request, verdict)
-        fault = await modern.check_params(self._kernel.server, request, verdict, headers, listing)
+        fault = await modern.check_params(self._kernel.server, request, verdict, headers, listing, self._kernel.program)
         if fault is not None:
             return fault
         reply = self._kernel.reply(exchange)

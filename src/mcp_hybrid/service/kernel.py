@@ -24,6 +24,7 @@ from mcp_hybrid.containment import contained
 from mcp_hybrid.counts import Count
 from mcp_hybrid.errors import REQUEST_CANCELLED
 from mcp_hybrid.exchange.context import ExchangeContext
+from mcp_hybrid.exchange.crossing import CrossingChannel, CrossingContext, on_loop
 from mcp_hybrid.exchange.handler_task import Handler
 from mcp_hybrid.exchange.journal import LateBytes, StreamJournal
 from mcp_hybrid.exchange.outcome import Outcome, execute, run
@@ -35,6 +36,7 @@ from mcp_hybrid.exchange.threads import ToolThreads
 from mcp_hybrid.routing.message import Notification, Request
 from mcp_hybrid.routing.modes import ProgressPolicy
 from mcp_hybrid.routing.progress import Progress, decide_progress
+from mcp_hybrid.runtime.program import IN_PLACE, Program
 from mcp_hybrid.service.incoming import Exchange, Timers
 from mcp_hybrid.service.prompts import explain_refused_prompt
 from mcp_hybrid.sessions.connection import LeanConnection, alone
@@ -103,9 +105,11 @@ class Kernel:
         policy: ProgressPolicy,
         traced: bool,
         threads: ToolThreads,
+        program: Program = IN_PLACE,
     ) -> None:
-        """Run requests to `server`. `traced` says whether anybody takes the SDK's spans."""
+        """Run requests to `server`, where its `program` runs. `traced` says whether anybody takes the SDK's spans."""
         self.server = server
+        self.program = program
         self.registry = registry
         self.backplane = backplane
         self.timers = timers
@@ -130,7 +134,7 @@ class Kernel:
     ) -> dict[str, Any]:
         """Handle one request on a connection of its own, and clean up what the application has left on it."""
         try:
-            return await self._runner(connection).on_request(context, method, params)
+            return await self._runner(connection).on_request(self._as_seen(context), method, params)
         finally:
             await connection.clean_up()
 
@@ -209,7 +213,8 @@ class Kernel:
         session.start_call(request.id, context)
         alarm = self.timers.stream_after.add(reply.commit)
         try:
-            handler = partial(self._runner(session.connection).on_request, context, request.method, request.params)
+            seen = self._as_seen(context)
+            handler = partial(self._runner(session.connection).on_request, seen, request.method, request.params)
             outcome = await self.run(handler, context, request)
             if request.method == SET_LEVEL and outcome.error_code is None:
                 session.log_level = str((request.params or {}).get("level"))
@@ -254,7 +259,7 @@ class Kernel:
 
         async def handler() -> Mapping[str, Any]:
             try:
-                await self._runner(connection).on_notify(context, message.method, message.params)
+                await self._runner(connection).on_notify(self._as_seen(context), message.method, message.params)
             finally:
                 if clean_up is not None:
                     await clean_up()
@@ -266,9 +271,14 @@ class Kernel:
         )  # fmt: skip
         await contained(work, "notification handler raised", method=context.name)
 
-    def make_outbound(self, session_id: str, digest: str) -> StandaloneChannel:
+    def make_outbound(self, session_id: str, digest: str) -> StandaloneChannel | CrossingChannel:
         """Make what a session sends by outside of any request."""
-        return StandaloneChannel(session_id, digest, self.registry, self.backplane, self.request_timeout)
+        channel = StandaloneChannel(session_id, digest, self.registry, self.backplane, self.request_timeout)
+        return on_loop(channel, self.program.loop)
+
+    def _as_seen(self, context: ExchangeContext) -> ExchangeContext | CrossingContext:
+        """Return a request's context as the SDK's kernel may use it where it runs."""
+        return context if self.program.loop is None else CrossingContext(context, self.program.loop)
 
     def _runner(self, connection: Connection) -> ServerRunner[Any]:
         """Return the SDK's kernel for a connection. It holds nothing of its own, and is made for each message."""

@@ -19,6 +19,7 @@ from functools import partial
 from types import TracebackType
 from typing import Final
 
+import anyio
 import structlog
 from anyio.lowlevel import checkpoint
 from mcp.shared.dispatcher import Outbound
@@ -28,6 +29,7 @@ from mcp_hybrid.backplane import Backplane, BackplaneUnavailableError
 from mcp_hybrid.clock import now
 from mcp_hybrid.counts import Count, Counts
 from mcp_hybrid.routing.table import Standing
+from mcp_hybrid.runtime.program import IN_PLACE, Program
 from mcp_hybrid.security.owner import ANONYMOUS, Owner
 from mcp_hybrid.sessions.cleanup import CleanUpQueue
 from mcp_hybrid.sessions.connection import SessionConnection
@@ -41,6 +43,9 @@ log = structlog.get_logger("mcp_hybrid")
 
 _SWEPT_AT_ONCE: Final = 500
 """Sessions that a sweep looks at before it lets others have their turn: less than a millisecond's worth."""
+
+_CLEAN_UP_TIME: Final = 6.0
+"""Seconds for a clean-up on the program's event loop: a little longer than what it may take by itself."""
 
 MakeOutbound = Callable[[str, str], Outbound]
 """Makes what a session sends by outside of any request, from its id and its hash."""
@@ -97,6 +102,8 @@ class Registry:
         self._clock = clock
         self.counts = counts or Counts()
         """What became of sessions since the start."""
+        self.program: Program = IN_PLACE
+        """Where clean-ups run, which are the application's code."""
         self.clean_ups = CleanUpQueue()
         """Left by sessions that nobody waits for; its `run` must run while the registry is used."""
         self._held = HeldSessions(
@@ -326,7 +333,7 @@ class Registry:
 
     def _clean_up_later(self, session: LiveSession) -> None:
         if session.connection.has_clean_up:
-            self.clean_ups.add(session.connection.clean_up)
+            self.clean_ups.add(partial(self._clean_up, session.connection))
 
     async def _expire(self, digest: str) -> None:
         session = self._take(digest)
@@ -353,7 +360,17 @@ class Registry:
             log.info("what a session left on the backplane is left to run out", session=digest[:12])
         finally:
             if session is not None:
-                await session.connection.clean_up()
+                await self._clean_up(session.connection)
+
+    async def _clean_up(self, connection: SessionConnection) -> None:
+        """Clean up where the program runs. A clean-up bounds itself there, unless the program blocks its event loop."""
+        if self.program.loop is None:
+            await connection.clean_up()
+        elif connection.has_clean_up:
+            with anyio.move_on_after(_CLEAN_UP_TIME, shield=True) as scope:
+                await self.program.run(connection.clean_up, "clean-up of a session")
+            if scope.cancelled_caught:
+                log.warning("the clean-up of a session was abandoned: the program blocks its event loop")
 
 
 class Use:
