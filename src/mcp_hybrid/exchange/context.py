@@ -23,6 +23,7 @@ from pydantic_core import to_json
 from mcp_hybrid.exchange import progress as progress_gate
 from mcp_hybrid.exchange.progress import ProgressGate
 from mcp_hybrid.exchange.reply import Reply
+from mcp_hybrid.runtime.piece import Piece
 from mcp_hybrid.security.limits import Caller, caller_of
 from mcp_hybrid.security.owner import ANONYMOUS, Owner
 from mcp_hybrid.sessions.live import Interruption, LiveSession
@@ -66,6 +67,8 @@ class ExchangeContext:
     # Of the program's threads (`exchange.threads`). On the class, as most requests use none.
     pool: ToolThreads | None = None
     """Where the handler's threads come from."""
+    piece: Piece | None = None
+    """Its handler, where that runs on a loop of the program's own."""
     name = ""
     """What is called, for the log: a tool's name, or the method."""
     threads = 0
@@ -211,6 +214,10 @@ class ExchangeContext:
         """Wait for as long as somebody has to who put many messages."""
         if self._reply is not None:
             await self._reply.settle()
+
+    async def undisturbed(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a clean-up of the handler's, which shields itself from cancellation."""
+        await work()
 
     def notice_cancellation(self, event: Settable) -> None:
         """Have `event` set when the request is interrupted."""

@@ -86,6 +86,17 @@ class CrossingContext:
         self._check_thread(progress_gate.METHOD)
         await self._send_progress(self._context.admit_progress(progress, total, message))
 
+    async def undisturbed(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a clean-up of the handler's, which an interruption does not cancel: AnyIO's shields know only AnyIO's."""
+        piece = self._context.piece
+        if piece is not None:
+            piece.hold()
+        try:
+            await work()
+        finally:
+            if piece is not None:
+                piece.release()
+
     async def _send_progress(self, message: bytes | None) -> None:
         if message is not None:
             await self._lane.send(self._context.put_progress, message)

@@ -70,12 +70,16 @@ class ToolThreads:
         finally:
             self._tell(_note_waiting, context, -1)
         self._holders[borrower] = context, caller
+        if context.piece is not None:
+            context.piece.hold()
         self._tell(self._note_held, context, 1)
 
     def release(self, borrower: object) -> None:
         """Give a thread back, on the program's event loop."""
         context, caller = self._holders.pop(borrower)
         self._shares.release(caller)
+        if context.piece is not None:
+            context.piece.release()
         self._tell(self._note_held, context, -1)
 
     def _note_held(self, context: ExchangeContext, amount: int) -> None:

@@ -163,10 +163,14 @@ class ProgramLoop(Crossing):
         Its context variables are the caller's, if no `context` is given, which then belongs to the piece.
         """
         piece = Piece(self, work, done, name, context)
+        self.start(piece)
+        return piece
+
+    def start(self, piece: Piece) -> None:
+        """Start a piece that was made before."""
         self.pieces.add(piece)
         self._watch.wake()
         self.call(piece.begin)
-        return piece
 
     async def run(
         self, work: Callable[[], Awaitable[T]], name: str = "", context: contextvars.Context | None = None

@@ -7,7 +7,6 @@ import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import anyio
 import trio
 
 from mcp_hybrid.runtime.crossing import Crossing
@@ -21,9 +20,24 @@ class ProgramExitError(Exception):
 
 
 class Piece:
-    """One piece of the program that runs in a task of its own on the loop. `cancel` may be called on the host."""
+    """One piece of the program that runs in a task of its own on the loop. `cancel` may be called on the host.
 
-    __slots__ = ("_claim", "_context", "_done", "_loop", "_scope", "_task", "_work", "name")
+    It is cancelled as asyncio cancels: once, so that what it awaits to clean up is not cancelled as well. But not while
+    it is held, because a thread runs for it: what the piece holds around the thread, it goes on holding.
+    """
+
+    __slots__ = (
+        "_claim",
+        "_context",
+        "_done",
+        "_holds",
+        "_is_cancelled",
+        "_is_wanted",
+        "_loop",
+        "_task",
+        "_work",
+        "name",
+    )
 
     def __init__(
         self,
@@ -31,7 +45,7 @@ class Piece:
         work: Callable[[], Awaitable[Any]],
         done: Done,
         name: str,
-        context: contextvars.Context | None,
+        context: contextvars.Context | None = None,
     ) -> None:
         self.name = name
         self._loop = loop
@@ -39,7 +53,9 @@ class Piece:
         self._done: Done | None = done
         self._context = context if context is not None else contextvars.copy_context()
         self._claim = [True]  # taken by whoever comes first: the task that begins, or the host that calls it off
-        self._scope: anyio.CancelScope | None = None
+        self._holds = 0
+        self._is_wanted = True
+        self._is_cancelled = False
         self._task: asyncio.Task[None] | None = None
 
     def cancel(self) -> None:
@@ -59,7 +75,7 @@ class Piece:
         """Hand over the outcome; on the host."""
         self._loop.pieces.discard(self)
         done, self._done = self._done, None
-        self._task = self._scope = None
+        self._task = None
         if done is not None:
             done(result, error)
 
@@ -69,23 +85,33 @@ class Piece:
         except IndexError:
             return False
 
+    def hold(self) -> None:
+        """Keep the piece from being cancelled until `release`; on the loop."""
+        self._holds += 1
+
+    def release(self) -> None:
+        """Let it be cancelled again, which may be now; on the loop."""
+        self._holds -= 1
+        if not self._is_wanted:
+            self._cancel()
+
     def _cancel(self) -> None:
-        if self._scope is not None:
-            self._scope.cancel()
+        self._is_wanted = False
+        if self._task is not None and not self._holds and not self._is_cancelled:
+            self._is_cancelled = True
+            self._task.cancel()
 
     async def _run(self) -> None:
         result: Any = None
         error: BaseException | None = None
         try:
-            # AnyIO's cancellation, as under the SDK's own transports: a thread that the piece waits for is not
-            # abandoned by it, and whoever swallows it meets it again at the next await.
-            with anyio.CancelScope() as self._scope:
-                result = await self._work()
+            result = await self._work()
         except Exception as raised:  # noqa: BLE001 - the boundary between a program and the server
             error = raised
         except BaseException as raised:  # noqa: BLE001 - as above; SystemExit would stop the loop
-            error = ProgramExitError(f"the program raised {type(raised).__name__}")
-            error.__cause__ = raised
+            if not (self._is_cancelled and isinstance(raised, asyncio.CancelledError)):
+                error = ProgramExitError(f"the program raised {type(raised).__name__}")
+                error.__cause__ = raised
         self._loop.post(self.finish, result, error)
         del error  # its traceback holds this frame
 

@@ -133,10 +133,12 @@ class Kernel:
         self, context: ExchangeContext, connection: LeanConnection, method: str, params: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         """Handle one request on a connection of its own, and clean up what the application has left on it."""
+        seen = self._as_seen(context)
         try:
-            return await self._runner(connection).on_request(self._as_seen(context), method, params)
+            return await self._runner(connection).on_request(seen, method, params)
         finally:
-            await connection.clean_up()
+            if connection.has_clean_up:
+                await seen.undisturbed(connection.clean_up)
 
     async def run(
         self,
@@ -257,12 +259,14 @@ class Kernel:
             key = _UNHANDLED
             self.threads.learn(key, used=False, answered=True)  # there is nothing that could block
 
+        seen = self._as_seen(context)
+
         async def handler() -> Mapping[str, Any]:
             try:
-                await self._runner(connection).on_notify(self._as_seen(context), message.method, message.params)
+                await self._runner(connection).on_notify(seen, message.method, message.params)
             finally:
                 if clean_up is not None:
-                    await clean_up()
+                    await seen.undisturbed(clean_up)
             return {}
 
         work = partial(
