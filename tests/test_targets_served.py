@@ -17,7 +17,7 @@ from harness.process import PROGRAMS, ServerProcess, free_port, hypercorn, progr
 
 pytestmark = pytest.mark.process
 
-KINDS = ["with_mcpserver", "with_lowlevel", "with_fastmcp"]
+KINDS = ["with_mcpserver", "with_lowlevel", "with_fastmcp", "with_asyncio"]
 
 ENDLESS = 10**6
 """Steps of a call that reports and does not come to its end in the life of a test."""

@@ -18,6 +18,7 @@ from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend
 from mcp.server.auth.provider import AccessToken, TokenVerifier
 from mcp.server.auth.routes import create_auth_routes
 from pydantic import AnyHttpUrl
+from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Match, Router
 from starlette.types import Receive, Scope, Send
 
@@ -45,6 +46,8 @@ class Authentication:
     resource: ProtectedResource | None = None
     router: Router = field(default_factory=Router)
     """The authorization server that the served server brings along."""
+    app: Starlette = field(default_factory=Starlette)
+    """What its routes find as their application."""
     words: str = "none"
     """What it is, for the operator."""
     program: Program = IN_PLACE
@@ -53,8 +56,11 @@ class Authentication:
     def beside(self, scope: Scope) -> Callable[[Scope, Receive, Send], Awaitable[Fault | None]] | None:
         """Return what serves a path that is not the endpoint's, if authentication has something there."""
         if self._routes(scope):
-            return partial(serve_on, self.program, self.router)
+            return self._serve_route
         return self._metadata if self.resource is not None and _path(scope) in self.resource.paths else None
+
+    async def _serve_route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await serve_on(self.program, self.router, {**scope, "app": self.app}, receive, send)
 
     def _routes(self, scope: Scope) -> bool:
         try:
@@ -157,7 +163,9 @@ def authentication_for(
     scopes = list(dict.fromkeys(parts.scopes))
     resource = ProtectedResource(settings.path, url=parts.url, authorization_servers=parts.servers, scopes=scopes)
     authenticator = BearerAuthenticator(parts.backends, resource, scopes)
-    return Authentication(authenticator, resource, Router(parts.routes), " and ".join(parts.words), program)
+    app = Starlette()
+    app.state.fastmcp_server = server  # where FastMCP's pages look for their server
+    return Authentication(authenticator, resource, Router(parts.routes), app, " and ".join(parts.words), program)
 
 
 def _anonymous(auth: AuthSettings) -> Authentication:
