@@ -75,7 +75,7 @@ ROOMS = {
         "sessions",
         "exchange",
     },
-    "telemetry": {"errors", "counts", "text", "routing", "backplane", "settings"},
+    "telemetry": {"errors", "counts", "text", "runtime", "routing", "backplane", "settings"},
     "operator": {"errors", "routing", "security", "backplane", "service", "settings", "telemetry"},
 }
 

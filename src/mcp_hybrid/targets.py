@@ -20,6 +20,7 @@ from mcp.server import MCPServer
 from mcp.server.lowlevel import Server
 
 from mcp_hybrid.errors import ConfigurationError
+from mcp_hybrid.runtime.hints import hint_at_import
 
 DEMO: Final = "mcp_hybrid.demo:server"
 USUAL_NAMES: Final = ("mcp", "server", "app")
@@ -139,7 +140,9 @@ def _running(place: str, load: Callable[[], ModuleType]) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - the operator's code may raise anything, or exit
         words = " ".join(traceback.format_exception_only(error)[-1].split())
-        raise ConfigurationError(f"importing {place} raised {words}{_where(error)}") from None
+        hint = hint_at_import(error)
+        what_to_do = f"; {hint}" if hint is not None else ""
+        raise ConfigurationError(f"importing {place} raised {words}{_where(error)}{what_to_do}") from None
 
 
 def _where(error: BaseException) -> str:

@@ -25,6 +25,7 @@ from pydantic_core import to_json
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from mcp_hybrid.runtime.hints import hint_for
 from mcp_hybrid.settings import LogFormat, LogLevel
 from mcp_hybrid.telemetry.log_writer import AT_EXIT, LogWriter
 from mcp_hybrid.text import short, short_traceback
@@ -294,6 +295,8 @@ def _exceptions(_logger: WrappedLogger, _method: str, event: EventDict) -> Event
         error = (info if isinstance(info, tuple) else sys.exc_info())[1]
     if error is None:
         return event
+    if (hint := hint_for(error)) is not None:
+        event.setdefault("hint", hint)
     if event["level"] in {"error", "critical"}:
         event["exception"] = "".join(traceback.format_exception(error)).rstrip()
     else:
