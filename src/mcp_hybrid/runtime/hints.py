@@ -13,7 +13,7 @@ AT_IMPORT: Final = "no event loop runs while a program is imported: do this in t
 
 _NO_LOOP: Final = "no running event loop"
 _SIGNS: Final = (_NO_LOOP, "trio.run received unrecognized yield message", "trio got unexpected")
-"""How the texts begin of what asyncio and Trio raise then (pinned by a contract test)."""
+"""How the texts begin of what asyncio and Trio raise then (pinned by tests/test_runtime_served.py)."""
 
 _LINKS: Final = 20
 """Exceptions of a chain that are looked at."""

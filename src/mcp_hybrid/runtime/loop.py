@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
@@ -39,6 +40,10 @@ LET_GO: Final = 1.0
 
 STOP_TIME: Final = 3.0
 """Seconds for the tasks that are left on the loop when all else has ended; then they are left behind."""
+
+SWITCH: Final = 0.001
+"""Seconds after which a program that computes lets the server have the interpreter; Python's own number is 0.005. Each
+system call of the server's may have to wait for it, and an answer takes several."""
 
 _LOOK: Final = 0.02
 """Seconds between two looks at threads that are to end."""
@@ -72,6 +77,8 @@ class ProgramLoop(Crossing):
         started = trio.Event()
         threading.Thread(target=self._main, args=(started,), name="mcp-hybrid program", daemon=True).start()
         await started.wait()
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(min(before, SWITCH))
         async with trio.open_nursery() as self._tasks:
             self._tasks.start_soon(self._watch.run, self)
             try:
@@ -79,6 +86,7 @@ class ProgramLoop(Crossing):
             finally:
                 with trio.CancelScope(shield=True):
                     await self._end()
+                sys.setswitchinterval(before)
                 self._tasks.cancel_scope.cancel()
 
     async def _end(self) -> None:
