@@ -6,15 +6,17 @@ All of it runs in real time: a clock that jumps would not wait for the other thr
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from typing import Any
 
 import anyio
 import anyio.from_thread
+import anyio.to_thread
 import pytest
 import trio
 from mcp.server import MCPServer
@@ -23,16 +25,27 @@ from mcp.server.auth.provider import AccessToken
 from mcp.server.elicitation import AcceptedElicitation
 from mcp.server.lowlevel import Server
 from mcp.server.mcpserver import Context
-from mcp_types import CallToolRequestParams, CallToolResult
+from mcp.shared.message import ServerMessageMetadata
+from mcp_types import (
+    CallToolRequestParams,
+    CallToolResult,
+    CreateMessageRequest,
+    CreateMessageRequestParams,
+    CreateMessageResult,
+    SamplingMessage,
+    TextContent,
+)
 from pydantic import BaseModel
 from structlog.testing import capture_logs
 
 from harness import mcp
 from harness.asgi import AsgiClient
-from harness.hybrid import Setup
+from harness.hybrid import KEY, Setup, until_known
 from harness.hybrid import running as running_on
 from harness.mcp import Conversation
+from harness.redis import RedisServer
 from mcp_hybrid import ConfigurationError, HybridApp, Settings, pin_session, session_state
+from mcp_hybrid.backplane.redis import RedisBackplane
 from mcp_hybrid.counts import Count
 from mcp_hybrid.exchange.reply import BACKLOG
 from mcp_hybrid.runtime.lane import IN_FLIGHT
@@ -60,6 +73,7 @@ class Program:
         for tool in (
             self.add, self.count, self.burst, self.chatter, self.ask, self.order, self.wait, self.stubborn, self.leave,
             self.cancel_itself, self.hang, self.report, self.report_wrongly, self.block, self.whose, self.remember,
+            self.hang_aside, self.clean_slowly, self.close_stream, self.sample,
             self.leave_behind, self.left_on_the_stack, self.announce,
         ):  # fmt: skip
             self.server.tool()(tool)
@@ -149,6 +163,40 @@ class Program:
         self.go.wait(PATIENCE)
         self.did.append("hung")
         return "too late"
+
+    async def hang_aside(self) -> str:
+        try:
+            return await anyio.to_thread.run_sync(self.hang)
+        finally:
+            self.did.append("unwound")
+
+    async def clean_slowly(self, ctx: Context) -> str:
+        async def clean_up() -> None:
+            self.note("cleaning up")
+            await asyncio.sleep(0.5)
+            self.did.append("cleaned up")
+
+        ctx.request_context.session._connection.exit_stack.push_async_callback(clean_up)
+        return "pushed"
+
+    async def close_stream(self, ctx: Context) -> str:
+        await ctx.report_progress(1)
+        await ctx.close_sse_stream()
+        await ctx.report_progress(2)
+        return "closed"
+
+    async def sample(self, ctx: Context) -> str:
+        async def on_progress(progress: float, total: float | None, message: str | None) -> None:
+            await asyncio.sleep(0)
+            self.note(f"{progress} of {total}: {message}")
+
+        question = SamplingMessage(role="user", content=TextContent(type="text", text="Say something"))
+        request = CreateMessageRequest(params=CreateMessageRequestParams(messages=[question], max_tokens=10))
+        related = ServerMessageMetadata(related_request_id=ctx.request_id)
+        answer = await ctx.request_context.session.send_request(
+            request, CreateMessageResult, metadata=related, progress_callback=on_progress
+        )
+        return answer.content.text if isinstance(answer.content, TextContent) else answer.content.type
 
     def report(self, ctx: Context) -> str:
         anyio.from_thread.run(ctx.report_progress, 1)
@@ -341,6 +389,57 @@ async def test_a_listener_hears_changes_and_the_end() -> None:
             assert (await stream.message())["id"] == 5
 
 
+async def test_a_stream_that_is_closed_early_goes_on_in_its_log() -> None:
+    async with running() as (setup, _):
+        conversation = await Conversation.open(setup.client)
+        async with conversation.stream(mcp.tool("close_stream", token="t")) as exchange:
+            events = []
+            with suppress(anyio.EndOfStream):
+                while True:
+                    events.append(await exchange.event())
+        last = [event for event in events if event.id][-1]
+        assert last.json()["params"]["progress"] == 1
+        async with conversation.get(last.id) as rest:
+            assert (await rest.message())["params"]["progress"] == 2
+            assert said_in(await rest.message()) == "closed"
+
+
+async def test_progress_on_a_question_is_heard_where_the_program_runs() -> None:
+    async with running() as (setup, program):
+        conversation = await Conversation.open(setup.client, capabilities={"sampling": {}})
+        async with conversation.stream(mcp.tool("sample")) as exchange:
+            question = await exchange.message()
+            token = question["params"]["_meta"]["progressToken"]
+            report = {"progressToken": token, "progress": 1, "total": 2, "message": "half"}
+            await conversation.post(mcp.notification("notifications/progress", report))
+            await program.has_started()
+            assert "1.0 of 2.0: half" in program.did
+            content = {"role": "assistant", "content": {"type": "text", "text": "something"}, "model": "m"}
+            await conversation.post(mcp.result(question["id"], content))
+            assert said_in(await conversation.answers(exchange)) == "something"
+
+
+@pytest.mark.redis
+async def test_changes_are_heard_on_other_workers(shared_redis: RedisServer) -> None:
+    async with AsyncExitStack() as stack:
+        workers = []
+        prefix = f"test-{secrets.token_hex(4)}:"
+        for _ in range(2):
+            backplane = RedisBackplane(shared_redis.url, prefix=prefix)
+            settings = Settings(runtime=RuntimeName.ASYNCIO, sessions={"keys": [KEY]})
+            app = HybridApp(Program().server, settings, backplane=backplane)
+            workers.append(await stack.enter_async_context(AsgiClient(app, patience=PATIENCE)))
+            await until_known(backplane)
+        listening, other = workers
+        message = mcp.request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, id=5)
+        sent, body = mcp.modern_headers(message), mcp.body(mcp.modern(message))
+        async with listening.stream("POST", "/mcp", sent, body) as stream:
+            assert (await stream.message())["method"] == "notifications/subscriptions/acknowledged"
+            call = mcp.tool("announce")
+            await other.request("POST", "/mcp", mcp.modern_headers(call), mcp.body(mcp.modern(call)))
+            assert (await stream.message())["method"] == "notifications/tools/list_changed"
+
+
 async def test_session_state_and_pins_cross() -> None:
     async with running() as (setup, _):
         conversation = await Conversation.open(setup.client)
@@ -421,6 +520,12 @@ async def test_a_tool_that_swallows_its_cancellation_is_abandoned() -> None:
     assert line["tool"] == "stubborn"
 
 
+async def test_an_interruption_does_not_cut_a_clean_up_short() -> None:
+    async with running(request_timeout=0.2) as (setup, program):
+        await ask_alone(setup, mcp.tool("clean_slowly"))
+        assert program.did[-2:] == ["cleaning up", "cleaned up"]
+
+
 async def test_a_question_whose_asker_is_cancelled_is_withdrawn() -> None:
     async with running() as (setup, _):
         conversation = await Conversation.open(setup.client, capabilities={"elicitation": {}})
@@ -487,6 +592,16 @@ async def test_a_def_tool_runs_in_a_thread_and_may_be_left_there() -> None:
         assert "hung" not in program.did
         program.go.set()
         await until(lambda: counts[Count.ABANDONED_THREADS_NOW] == 0 and setup.app.abandoned_calls == 0)
+
+
+async def test_nothing_is_unwound_while_its_thread_runs() -> None:
+    async with running(request_timeout=0.3) as (setup, program):
+        assert said(await ask_alone(setup, mcp.tool("hang_aside"))) == -32603
+        await anyio.sleep(0.1)
+        assert "unwound" not in program.did
+        program.go.set()
+        await until(lambda: setup.app.abandoned_calls == 0)
+        assert program.did[-2:] == ["hung", "unwound"]
 
 
 async def test_def_tools_have_so_many_threads() -> None:
