@@ -9,8 +9,9 @@ import asyncio
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from typing import Any
 
@@ -32,6 +33,8 @@ from mcp_types import (
     CreateMessageRequest,
     CreateMessageRequestParams,
     CreateMessageResult,
+    ResourceUpdatedNotification,
+    ResourceUpdatedNotificationParams,
     SamplingMessage,
     TextContent,
 )
@@ -45,11 +48,15 @@ from harness.hybrid import running as running_on
 from harness.mcp import Conversation
 from harness.redis import RedisServer
 from mcp_hybrid import ConfigurationError, HybridApp, Settings, pin_session, session_state
+from mcp_hybrid.backplane import MemoryBackplane
 from mcp_hybrid.backplane.redis import RedisBackplane
 from mcp_hybrid.counts import Count
 from mcp_hybrid.exchange.reply import BACKLOG
 from mcp_hybrid.runtime.lane import IN_FLIGHT
+from mcp_hybrid.runtime.life import LoopEndedError
+from mcp_hybrid.runtime.loop import ProgramLoop
 from mcp_hybrid.runtime.names import RuntimeName
+from mcp_hybrid.runtime.piece import ProgramExitError
 
 PATIENCE = 20.0
 
@@ -67,6 +74,7 @@ class Program:
         self.server: MCPServer[str] = MCPServer("program", version="1", lifespan=self._lifespan)
         self.did: list[str] = []
         self.go = threading.Event()
+        self.spoken = threading.Event()
         self.started = threading.Semaphore(0)
         self.sent = 0
         self.threads: set[int] = set()
@@ -113,7 +121,8 @@ class Program:
     async def chatter(self, ctx: Context, messages: int = 2000) -> str:
         self.note("chatter")
         for number in range(messages):
-            await ctx.request_context.session.send_resource_updated(f"x://{number}")
+            said = ResourceUpdatedNotification(params=ResourceUpdatedNotificationParams(uri=f"x://{number}"))
+            await ctx.request_context.session.send_notification(said, related_request_id=ctx.request_id)
             self.sent = number + 1
         return "said"
 
@@ -122,11 +131,14 @@ class Program:
         return f"hello {answer.data.name}" if isinstance(answer, AcceptedElicitation) else answer.action
 
     async def order(self, ctx: Context) -> str:
-        """Ask, and meanwhile report, and then say something else: in this order, without waiting for it."""
+        """Ask, and meanwhile report: in this order, and before the server can have dealt with any of it."""
+        self.note("order")
+        await asyncio.to_thread(self.go.wait, PATIENCE)
         asking = asyncio.create_task(self.ask(ctx))
         await asyncio.sleep(0)
         await ctx.report_progress(1)
         await ctx.report_progress(2)
+        self.spoken.set()
         return await asking
 
     async def wait(self) -> str:
@@ -209,6 +221,7 @@ class Program:
     async def block(self) -> str:
         self.note("block")
         self.go.wait(PATIENCE)  # which blocks the event loop
+        self.did.append("unblocked")
         return "let go"
 
     async def whose(self) -> str:
@@ -340,7 +353,7 @@ async def test_who_says_much_waits_for_a_client_that_does_not_read() -> None:
             while before != program.sent:
                 before = program.sent
                 await anyio.sleep(0.2)
-            assert program.sent <= BACKLOG + 2 * IN_FLIGHT + 1
+            assert program.sent <= BACKLOG + 2 * IN_FLIGHT
             exchange.resume()
             messages = await exchange.messages()
         uris = [each["params"]["uri"] for each in messages[:-1]]
@@ -348,9 +361,12 @@ async def test_who_says_much_waits_for_a_client_that_does_not_read() -> None:
 
 
 async def test_what_is_said_after_a_question_comes_after_it() -> None:
-    async with running() as (setup, _):
+    async with running() as (setup, program):
         conversation = await Conversation.open(setup.client, capabilities={"elicitation": {}})
         async with conversation.stream(mcp.tool("order", token="t")) as exchange:
+            await program.has_started()
+            program.go.set()
+            assert program.spoken.wait(PATIENCE), "which blocks the server: all of it has been said before it goes on"
             first, second, third = [await exchange.message() for _ in range(3)]
             assert first["method"] == "elicitation/create"
             assert [each["params"]["progress"] for each in (second, third)] == [1, 2]
@@ -422,15 +438,18 @@ async def test_progress_on_a_question_is_heard_where_the_program_runs() -> None:
 @pytest.mark.redis
 async def test_changes_are_heard_on_other_workers(shared_redis: RedisServer) -> None:
     async with AsyncExitStack() as stack:
-        workers = []
+        workers, threads, programs = [], [], [Program(), Program()]
         prefix = f"test-{secrets.token_hex(4)}:"
-        for _ in range(2):
+        for program in programs:
             backplane = RedisBackplane(shared_redis.url, prefix=prefix)
             settings = Settings(runtime=RuntimeName.ASYNCIO, sessions={"keys": [KEY]})
-            app = HybridApp(Program().server, settings, backplane=backplane)
+            app = HybridApp(program.server, settings, backplane=backplane)
             workers.append(await stack.enter_async_context(AsgiClient(app, patience=PATIENCE)))
             await until_known(backplane)
         listening, other = workers
+        bus = programs[0].server._subscriptions
+        assert bus is not None
+        bus.subscribe(lambda _: threads.append(threading.get_ident()))
         message = mcp.request("subscriptions/listen", {"notifications": {"toolsListChanged": True}}, id=5)
         sent, body = mcp.modern_headers(message), mcp.body(mcp.modern(message))
         async with listening.stream("POST", "/mcp", sent, body) as stream:
@@ -438,14 +457,24 @@ async def test_changes_are_heard_on_other_workers(shared_redis: RedisServer) -> 
             call = mcp.tool("announce")
             await other.request("POST", "/mcp", mcp.modern_headers(call), mcp.body(mcp.modern(call)))
             assert (await stream.message())["method"] == "notifications/tools/list_changed"
+        assert threads
+        assert threading.get_ident() not in threads
 
 
-async def test_session_state_and_pins_cross() -> None:
+async def test_session_state_and_pins_cross(monkeypatch: pytest.MonkeyPatch) -> None:
+    load, threads = MemoryBackplane.load_state, set()
+
+    async def load_state(self: MemoryBackplane, session: str) -> Any:
+        threads.add(threading.get_ident())
+        return await load(self, session)
+
+    monkeypatch.setattr(MemoryBackplane, "load_state", load_state)
     async with running() as (setup, _):
         conversation = await Conversation.open(setup.client)
         assert said(await conversation.post(mcp.tool("remember", {"value": 7}))) == "7"
         assert [session.pins for session in setup.registry.sessions()] == [1]
         assert said(await conversation.post(mcp.tool("remember"))) == "7"
+    assert threads == {threading.get_ident()}
 
 
 # Credentials
@@ -552,7 +581,8 @@ async def test_a_tool_that_would_end_the_process_fails_alone(ask: Ask, kind: str
 
 async def test_a_tool_that_cancels_itself_fails_alone() -> None:
     async with running() as (setup, _):
-        assert said(await ask_alone(setup, mcp.tool("cancel_itself"))) == -32603
+        answer = await ask_alone(setup, mcp.tool("cancel_itself"))
+        assert answer.json()["error"]["message"] == "Internal server error"
         assert said(await ask_alone(setup, mcp.tool("add", {"a": 1, "b": 2}))) == "3"
 
 
@@ -659,6 +689,51 @@ async def test_a_tool_that_blocks_the_loop_delays_only_the_program() -> None:
     assert second["seconds"] >= 0.5
 
 
+# The ways across
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, asyncio.CancelledError])
+async def test_what_is_no_exception_arrives_as_one(kind: type[BaseException]) -> None:
+    async def fail() -> None:
+        raise kind("no")
+
+    loop = ProgramLoop(nullcontext, lambda _: "")
+    async with loop.running():
+        with pytest.raises(ProgramExitError, match=kind.__name__) as caught:
+            await loop.run(fail)
+        assert type(caught.value.__cause__) is kind
+    with pytest.raises(LoopEndedError):
+        await loop.run(fail)
+
+
+class Late(deque[Any]):
+    """A queue into which another thread puts something just after it was found empty."""
+
+    def __init__(self, put: Callable[[], None]) -> None:
+        super().__init__()
+        self._put: Callable[[], None] | None = put
+
+    def __len__(self) -> int:
+        length = super().__len__()
+        if not length and self._put is not None:
+            put, self._put = self._put, None
+            put()
+        return length
+
+
+@pytest.mark.parametrize("way", ["to the host", "to the loop"])
+async def test_nothing_is_left_in_a_queue_that_is_being_emptied(way: str) -> None:
+    loop, late = ProgramLoop(nullcontext, lambda _: ""), threading.Event()
+    async with loop.running():
+        if way == "to the host":
+            loop._to_host = Late(lambda: loop.post(late.set))
+            loop.call(loop.post, bool)
+        else:
+            loop._to_loop = Late(lambda: loop.call(late.set))
+            loop.call(bool)
+        await until(late.is_set)
+
+
 # From the start to the end
 
 
@@ -756,6 +831,7 @@ async def test_a_program_that_never_yields_does_not_keep_the_server(monkeypatch:
                 await program.has_started()
                 await app.drain(0)
         assert app.left_behind
+        assert "unblocked" not in program.did, "nobody has waited for it"
     finally:
         program.go.set()
 

@@ -181,6 +181,13 @@ def test_a_call_that_takes_too_long_is_cancelled_and_the_lifespan_left(tmp_path:
     assert record.read_text().split() == ["wait", "lifespan"]
 
 
+def test_a_thread_that_a_call_has_left_behind_does_not_keep_the_process() -> None:
+    env = {"MCP_HYBRID_SERVER__DRAIN_TIMEOUT": "0.2"}
+    with serve(TARGET, env=env) as server, started(server, "linger", {"seconds": 40}) as connection:
+        server.stop()
+        assert b"-32000" in read(connection)
+
+
 def test_a_second_signal_ends_it_at_once() -> None:
     with serve(TARGET) as server, started(server, "wait", {"seconds": 3600}):
         os.kill(server.pid, signal.SIGTERM)

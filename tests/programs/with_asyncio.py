@@ -128,6 +128,15 @@ async def spin(seconds: float) -> str:
 
 
 @server.tool()
+async def linger(seconds: float) -> str:
+    """Wait for a thread that asyncio leaves behind when the call is cancelled."""
+    import time  # noqa: PLC0415 - as above
+
+    await asyncio.to_thread(time.sleep, seconds)
+    return "lingered"
+
+
+@server.tool()
 async def background() -> str:
     """Start a task that outlives the call."""
     asyncio.get_running_loop().create_task(asyncio.sleep(3600), name="left")
