@@ -7,18 +7,19 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route, Router
+from starlette.routing import Route
 
 from harness import mcp
 from harness.asgi import Answer
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
-from mcp_hybrid.authentication import Authentication
 from mcp_hybrid.errors import Cause, Fault
+from mcp_hybrid.program_pages import ProgramPages
 from mcp_hybrid.routing.gates import check_post
 from mcp_hybrid.routing.head import Head
 from mcp_hybrid.routing.media import Form, accepted
 from mcp_hybrid.routing.message import LONGEST_ID, LONGEST_METHOD
+from mcp_hybrid.runtime.program import IN_PLACE
 
 PING = mcp.body(mcp.request("ping"))
 
@@ -70,9 +71,9 @@ def test_a_route_is_no_match_for_a_number_without_end(digits: int, matches: bool
     async def serve(_: Request) -> Response:
         raise AssertionError
 
-    found = Authentication(router=Router([Route("/users/{number:int}", serve)]))
+    found = ProgramPages(None, [Route("/users/{number:int}", serve)], IN_PLACE, [])
     scope = {"type": "http", "method": "GET", "path": f"/users/{'9' * digits}", "headers": [], "root_path": ""}
-    assert (found.beside(scope) is not None) is matches
+    assert found.has(scope) is matches
 
 
 # Ids

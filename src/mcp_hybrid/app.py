@@ -48,6 +48,8 @@ from mcp_hybrid.host_signals import drain_on_signals
 from mcp_hybrid.operator import Pages
 from mcp_hybrid.operator.health import BACKPLANE, DRAINING, NOT_RUNNING
 from mcp_hybrid.operator.page import Asked
+from mcp_hybrid.operator.pages import PATHS
+from mcp_hybrid.program_pages import ProgramPages, custom_routes
 from mcp_hybrid.routing.gates import METHODS, check_head, check_path, check_post, check_size
 from mcp_hybrid.routing.head import Head, read_head
 from mcp_hybrid.routing.message import Batch, Message, Request, parse_body
@@ -151,6 +153,9 @@ class HybridApp:
             if authenticator is not None
             else authentication_for(server, self.settings, clock, token_verifier, self._program)
         )
+        routes = [*self.authentication.routes, *custom_routes(server)]
+        self.program_pages = ProgramPages(server, routes, self._program, own_paths(self.settings))
+        """What the server has beside the endpoint."""
         inner = self.authentication.authenticator
         self._authenticator = ContainedAuthenticator(inner) if inner is not None else None
         self._keys = self.settings.sessions.decoded_keys()
@@ -452,13 +457,27 @@ class HybridApp:
             page, rest = found
             visit.route, visit.page = OPERATOR, page.name
             return await self._pages.serve(page, Asked(visit.scope, visit.head, visit.send, rest))
-        serve = None if self._pages.own_port(visit.scope) else self.authentication.beside(visit.scope)
+        serve = None
+        if not self._pages.own_port(visit.scope):
+            on_program = self.program_pages.has(visit.scope)
+            serve = self._serve_program_page if on_program else self.authentication.beside(visit.scope)
         if serve is None:
             return Fault(Cause.NOT_FOUND, f"There is nothing here. The MCP endpoint is {self.settings.path}.")
         # It is for everybody, and for pages of every origin.
         if (fault := self._hosts.check(visit.head._replace(origin=None))) is not None:
             return fault
         return await serve(visit.scope, visit.receive, visit.send)
+
+    async def _serve_program_page(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a page of the program's, which anybody may ask for; it sees who does, if the credential is good."""
+        caller: Caller | Fault = NOBODY
+        if self._authenticator is not None and any(name == b"authorization" for name, _ in scope["headers"]):
+            caller = await self._authenticator.authenticate(scope)
+        if isinstance(caller, Fault) or caller.user is None:
+            await self.program_pages.serve(scope, receive, send)
+        else:
+            with acting_for(caller.user):
+                await self.program_pages.serve(scope, receive, send)
 
     async def _serve(self, visit: _Visit, owner: Owner) -> Fault | None:
         fault = check_head(visit.head) or self._let_in(visit, owner) or await self._read_message(visit)
@@ -552,6 +571,11 @@ class HybridApp:
         if scope.get("root_path") and path in ("", "/"):
             return True
         return path in (self.settings.path, f"{self.settings.path.rstrip('/')}/")
+
+
+def own_paths(settings: Settings) -> list[str]:
+    """Return the paths that no page of a program may have."""
+    return [settings.path, *PATHS]
 
 
 def make_backplane(settings: Settings, keys: Sequence[bytes], clock: Callable[[], float]) -> Backplane:

@@ -7,7 +7,7 @@ gave it, is among them: it is never served more openly than it was meant to be.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,14 +18,12 @@ from mcp.server.auth.middleware.bearer_auth import BearerAuthBackend
 from mcp.server.auth.provider import AccessToken, TokenVerifier
 from mcp.server.auth.routes import create_auth_routes
 from pydantic import AnyHttpUrl
-from starlette.applications import Starlette
-from starlette.routing import BaseRoute, Match, Router
+from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from mcp_hybrid.errors import ConfigurationError, Fault
 from mcp_hybrid.runtime.names import RuntimeName
 from mcp_hybrid.runtime.program import IN_PLACE, Program
-from mcp_hybrid.runtime.routes import serve_on
 from mcp_hybrid.security.bearer import BearerAuthenticator
 from mcp_hybrid.security.jwks import FileKeys, KeySource, RemoteKeys
 from mcp_hybrid.security.metadata import WELL_KNOWN, ProtectedResource
@@ -44,29 +42,14 @@ class Authentication:
     authenticator: Authenticator | None = None
     """None: everybody may come."""
     resource: ProtectedResource | None = None
-    router: Router = field(default_factory=Router)
+    routes: Sequence[BaseRoute] = ()
     """The authorization server that the served server brings along."""
-    app: Starlette = field(default_factory=Starlette)
-    """What its routes find as their application."""
     words: str = "none"
     """What it is, for the operator."""
-    program: Program = IN_PLACE
-    """Where the served server's code runs, and so its routes and verifiers."""
 
     def beside(self, scope: Scope) -> Callable[[Scope, Receive, Send], Awaitable[Fault | None]] | None:
         """Return what serves a path that is not the endpoint's, if authentication has something there."""
-        if self._routes(scope):
-            return self._serve_route
         return self._metadata if self.resource is not None and _path(scope) in self.resource.paths else None
-
-    async def _serve_route(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await serve_on(self.program, self.router, {**scope, "app": self.app}, receive, send)
-
-    def _routes(self, scope: Scope) -> bool:
-        try:
-            return any(route.matches(scope)[0] is not Match.NONE for route in self.router.routes)
-        except ValueError:  # a route with a number in its path, and a path with more digits than Python reads
-            return False
 
     async def _metadata(self, scope: Scope, receive: Receive, send: Send) -> Fault | None:  # noqa: ARG002 - as ASGI
         assert self.resource is not None
@@ -163,9 +146,7 @@ def authentication_for(
     scopes = list(dict.fromkeys(parts.scopes))
     resource = ProtectedResource(settings.path, url=parts.url, authorization_servers=parts.servers, scopes=scopes)
     authenticator = BearerAuthenticator(parts.backends, resource, scopes)
-    app = Starlette()
-    app.state.fastmcp_server = server  # where FastMCP's pages look for their server
-    return Authentication(authenticator, resource, Router(parts.routes), app, " and ".join(parts.words), program)
+    return Authentication(authenticator, resource, parts.routes, " and ".join(parts.words))
 
 
 def _anonymous(auth: AuthSettings) -> Authentication:
@@ -224,8 +205,6 @@ def _add_mcpserver(parts: _Parts, server: MCPServer[Any]) -> None:
             revocation_options=auth.revocation_options,
             identity_assertion_enabled=auth.identity_assertion_enabled,
         )
-        # Where its users log in is up to the server, and on routes of its own.
-        parts.routes += server._custom_starlette_routes  # noqa: SLF001 - as above
 
 
 def _add_fastmcp(parts: _Parts, server: Any, path: str) -> None:

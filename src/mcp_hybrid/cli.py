@@ -136,20 +136,25 @@ def check(loaded: "Loaded") -> None:
     """Show the effective settings, where each came from, and the server that TARGET names."""
     import time  # noqa: PLC0415 - see the module's docstring
 
+    from mcp_hybrid.app import own_paths  # noqa: PLC0415 - as above
     from mcp_hybrid.authentication import authentication_for  # noqa: PLC0415 - as above
+    from mcp_hybrid.program_pages import ProgramPages, custom_routes  # noqa: PLC0415 - as above
     from mcp_hybrid.runtime.choice import choose  # noqa: PLC0415 - as above
+    from mcp_hybrid.runtime.program import IN_PLACE  # noqa: PLC0415 - as above
     from mcp_hybrid.server.launch import check_certificate  # noqa: PLC0415 - as above
     from mcp_hybrid.targets import as_lowlevel, kind_of, load_target  # noqa: PLC0415 - as above
 
     check_certificate(loaded.settings)
     found = load_target(loaded.settings.target)
     authentication = authentication_for(found, loaded.settings, time.time)
+    routes = [*authentication.routes, *custom_routes(found)]
+    pages = ", ".join(ProgramPages(found, routes, IN_PLACE, own_paths(loaded.settings)).paths)
     runtime = choose(found, loaded.settings.runtime)
     server = f"{as_lowlevel(found).name} ({kind_of(found)})"
-    _show(loaded, server, authentication.words, f"{runtime.name} ({runtime.reason})")
+    _show(loaded, server, authentication.words, f"{runtime.name} ({runtime.reason})", pages)
 
 
-def _show(loaded: "Loaded", server: str, authentication: str, runtime: str) -> None:
+def _show(loaded: "Loaded", server: str, authentication: str, runtime: str, pages: str) -> None:
     from rich.console import Console  # noqa: PLC0415 - see the module's docstring
     from rich.table import Table  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415 - as above
@@ -165,6 +170,8 @@ def _show(loaded: "Loaded", server: str, authentication: str, runtime: str) -> N
         console.width = 200  # for grep: one setting, one line
     console.print(table)
     console.print(Text(f"\nserves {server}\nauthentication: {authentication}\nruntime: {runtime}"))
+    if pages:
+        console.print(Text(f"pages of its own: {pages}"))
 
 
 @app.command()

@@ -8,14 +8,11 @@ one of these is refused.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Final
+from typing import Any
 
 from mcp.server import MCPServer
-from mcp.server.auth.middleware.auth_context import AuthContextMiddleware
 from starlette.applications import Starlette
-from starlette.authentication import AuthenticationBackend
-from starlette.middleware import Middleware
-from starlette.middleware.authentication import AuthenticationMiddleware
+from starlette.authentication import AuthCredentials, UnauthenticatedUser
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
@@ -23,9 +20,6 @@ from mcp_hybrid.errors import ConfigurationError
 from mcp_hybrid.runtime.program import Program
 from mcp_hybrid.runtime.routes import serve_on
 from mcp_hybrid.targets import kind_of
-
-OPERATORS: Final = ("/healthz", "/readyz", "/metrics", "/admin/sessions")
-"""Paths that no program may take, wherever the operator's pages are."""
 
 
 def custom_routes(server: object) -> list[BaseRoute]:
@@ -41,38 +35,25 @@ def custom_routes(server: object) -> list[BaseRoute]:
 class ProgramPages:
     """The pages of one program."""
 
-    def __init__(
-        self,
-        server: object,
-        routes: Sequence[BaseRoute],
-        program: Program,
-        taken: Collection[str],
-        backend: AuthenticationBackend | None = None,
-    ) -> None:
-        """Serve `routes`. With a `backend` they see who asks, as `request.user`; nobody is refused for it.
+    def __init__(self, server: object, routes: Sequence[BaseRoute], program: Program, taken: Collection[str]) -> None:
+        """Serve `routes` of `server` where its `program` runs.
 
         Raises:
             ConfigurationError: One of them is at a path that is `taken`.
         """
-        for route in routes:
-            path = getattr(route, "path", "")
-            if path.rstrip("/") in {each.rstrip("/") for each in taken}:
-                raise ConfigurationError(
-                    f"the server's route {path} is in the place of a page of ours: give it another path"
-                )
-        who = [Middleware(AuthenticationMiddleware, backend=backend), Middleware(AuthContextMiddleware)]
-        self._app = Starlette(routes=routes, middleware=who if backend is not None else [])
+        self.paths = list(dict.fromkeys(str(getattr(route, "path", "")) for route in routes))
+        """Where they are, as the program writes it."""
+        places = {each.rstrip("/") for each in taken}
+        for path in self.paths:
+            if path.rstrip("/") in places:
+                raise ConfigurationError(f"the server's route {path} is where a page of ours is: give it another path")
+        self._app = Starlette(routes=routes)
         self._app.state.fastmcp_server = server  # where FastMCP's pages look for their server
         self._routes = routes
         self._program = program
 
-    @property
-    def words(self) -> str:
-        """What there is, for the operator: the paths."""
-        return ", ".join(dict.fromkeys(str(getattr(route, "path", "?")) for route in self._routes)) or "none"
-
     def has(self, scope: Scope) -> bool:
-        """Whether there is something at a request's path; Starlette redirects from one with a slash more or less."""
+        """Whether there is something at a request's path. Starlette redirects from one with a slash more or less."""
         if not self._routes:
             return False
         path: str = scope["path"]
@@ -80,7 +61,9 @@ class ProgramPages:
         return self._matches(scope) or (path != "/" and self._matches({**scope, "path": other}))
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request."""
+        """Serve a request, which finds out from its scope who asks, if that is known."""
+        scope.setdefault("auth", AuthCredentials())
+        scope.setdefault("user", UnauthenticatedUser())
         await serve_on(self._program, self._app, scope, receive, send)
 
     def _matches(self, scope: Scope) -> bool:

@@ -25,6 +25,8 @@ Admit = Callable[[Scope], Awaitable[Fault | None]]
 
 READ: Final = ("GET", "HEAD")
 SESSIONS: Final = "/admin/sessions"
+PATHS: Final = ("/healthz", "/readyz", "/metrics", SESSIONS)
+"""Where the pages are. No program's page is at one of them, also where the operator's are on another port."""
 _CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="operator"'),)
 
 
