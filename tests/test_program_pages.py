@@ -28,35 +28,41 @@ from mcp_hybrid.program_pages import custom_routes
 threads: list[int] = []
 
 
+async def hello(request: Request) -> Response:
+    threads.append(threading.get_ident())
+    return JSONResponse({"app": type(request.app).__name__, "here": request.url_for("hello").path})
+
+
+async def echo(request: Request) -> Response:
+    return JSONResponse({"number": request.path_params["number"], "body": (await request.body()).decode()})
+
+
+async def tea(_: Request) -> Response:
+    raise HTTPException(418, "tea")
+
+
+async def boom(_: Request) -> Response:
+    raise ZeroDivisionError
+
+
+async def who(request: Request) -> Response:
+    token = get_access_token()
+    return JSONResponse([request.user.is_authenticated, token.client_id if token is not None else None])
+
+
+async def nap(_: Request) -> Response:
+    await asyncio.sleep(0)
+    return Response("slept")
+
+
 def with_pages(program: Any) -> Any:
     threads.clear()
-
-    @program.custom_route("/hello", methods=["GET"])
-    async def hello(request: Request) -> Response:
-        threads.append(threading.get_ident())
-        return JSONResponse({"app": type(request.app).__name__, "here": request.url_for("hello").path})
-
-    @program.custom_route("/echo/{number:int}", methods=["POST"])
-    async def echo(request: Request) -> Response:
-        return JSONResponse({"number": request.path_params["number"], "body": (await request.body()).decode()})
-
-    @program.custom_route("/tea", methods=["GET"])
-    async def tea(_: Request) -> Response:
-        raise HTTPException(418, "tea")
-
-    @program.custom_route("/boom", methods=["GET"])
-    async def boom(_: Request) -> Response:
-        raise ZeroDivisionError
-
-    @program.custom_route("/who", methods=["GET"])
-    async def who(request: Request) -> Response:
-        token = get_access_token()
-        return JSONResponse([request.user.is_authenticated, token.client_id if token is not None else None])
-
+    for path, page in (("/hello", hello), ("/echo/{number:int}", echo), ("/tea", tea), ("/boom", boom), ("/who", who)):
+        program.custom_route(path, methods=["POST" if page is echo else "GET"])(page)
     return program
 
 
-KINDS = {"MCPServer": MCPServer, "FastMCP": FastMCP}
+KINDS: dict[str, Any] = {"MCPServer": MCPServer, "FastMCP": FastMCP}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 both = pytest.mark.parametrize("runtime", ["trio", "asyncio"])
 
@@ -102,19 +108,14 @@ async def test_a_page_sees_who_asks_and_refuses_nobody_for_it(runtime: str) -> N
 
 
 async def test_a_page_may_need_asyncio() -> None:
-    program = FastMCP("x")
-
-    @program.custom_route("/nap", methods=["GET"])
-    async def nap(_: Request) -> Response:
-        await asyncio.sleep(0)
-        return Response("slept")
-
+    program: FastMCP[None] = FastMCP("x")
+    program.custom_route("/nap", methods=["GET"])(nap)
     async with running(server=program, runtime="asyncio") as setup:
         assert (await get(setup, "/nap")).body == b"slept"
 
 
 def test_a_mounted_servers_pages_are_there() -> None:
-    outer = FastMCP("outer")
+    outer: FastMCP[None] = FastMCP("outer")
     outer.mount(with_pages(FastMCP("inner")))
     assert "/hello" in {getattr(route, "path", "") for route in custom_routes(outer)}
 
@@ -123,11 +124,7 @@ def test_a_mounted_servers_pages_are_there() -> None:
 @pytest.mark.parametrize("path", ["/mcp", "/mcp/", "/healthz", "/readyz", "/metrics", "/admin/sessions"])
 def test_a_page_in_the_place_of_ours_is_refused(kind: str, path: str) -> None:
     program: Any = KINDS[kind]("x")
-
-    @program.custom_route(path, methods=["GET"])
-    async def page(_: Request) -> Response:
-        raise AssertionError
-
+    program.custom_route(path, methods=["GET"])(hello)
     with pytest.raises(ConfigurationError, match=f"the server's route {path} is where a page of ours is"):
         HybridApp(program)
 

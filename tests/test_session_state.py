@@ -114,7 +114,7 @@ async def test_what_was_set_is_there_for_the_sessions_next_call_and_no_others(ma
 
 @every_kind
 async def test_it_survives_hibernation(make: Callable[[], object], autojump_clock: Any) -> None:
-    app = HybridApp(make(), Settings.model_validate({"sessions": {"idle_timeout": 10}}))
+    app = HybridApp(make(), Settings.model_validate({"runtime": "trio", "sessions": {"idle_timeout": 10}}))
     async with AsgiClient(app) as client:
         conversation = await Conversation.open(client)
         await keep(conversation, "set", "n", 1)

@@ -64,14 +64,10 @@ class Life(Generic[T]):
         self._error = LoopEndedError("the lifespan's clean-up took too long")
         self.ended.set()
 
-    def raise_error(self) -> None:
-        """Raise what it raised, if anything."""
+    def error(self) -> BaseException | None:
+        """Return what it raised, if anything, once."""
         error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error
+        return error
 
     def _entered(self, state: T) -> None:
         self.state = state

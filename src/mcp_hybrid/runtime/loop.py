@@ -79,15 +79,19 @@ class ProgramLoop(Crossing):
         await started.wait()
         before = sys.getswitchinterval()
         sys.setswitchinterval(min(before, SWITCH))
+        error: Exception | None = None
         async with trio.open_nursery() as self._tasks:
             self._tasks.start_soon(self._watch.run, self)
             try:
                 yield
+            except Exception as raised:  # noqa: BLE001 - raised below: a nursery would wrap it
+                error = raised
             finally:
                 with trio.CancelScope(shield=True):
                     await self._end()
                 sys.setswitchinterval(before)
                 self._tasks.cancel_scope.cancel()
+        _raise(error)
 
     async def _end(self) -> None:
         self.call(self._set_stop)
@@ -214,6 +218,7 @@ class ProgramLoop(Crossing):
             LoopEndedError: It is not left in time. It is abandoned then.
         """
         life: Life[T] = Life(self, make)
+        error: Exception | None = None
         async with trio.open_nursery() as nursery:
             piece = self.begin(life.live, partial(life.over, nursery.cancel_scope.cancel), "lifespan")
             try:
@@ -226,13 +231,15 @@ class ProgramLoop(Crossing):
             if not life.ended.is_set():
                 try:
                     yield life.state
+                except Exception as raised:  # noqa: BLE001 - as above
+                    error = raised
                 finally:
                     life.leave()
                     with trio.move_on_after(patience, shield=True):
                         await life.ended.wait()
                     if not life.ended.is_set():
                         self._abandon(life, piece, patience)
-        life.raise_error()
+        _raise(error or life.error())
 
     def _abandon(self, life: Life[Any], piece: Piece, patience: float) -> None:
         """Go on without the end of a context manager."""
@@ -253,6 +260,14 @@ class ProgramLoop(Crossing):
             Exception: What it raises there.
         """
         return await Lane(self).ask(work)
+
+
+def _raise(error: BaseException | None) -> None:
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

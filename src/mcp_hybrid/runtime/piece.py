@@ -15,7 +15,7 @@ Done = Callable[[Any, BaseException | None], None]
 """Takes the outcome of a piece of the program on the host: its result, or what it raised."""
 
 
-class ProgramExitError(Exception):
+class ProgramExitError(RuntimeError):
     """A program raised what would end a server, such as `SystemExit`, or cancelled itself. The cause is chained."""
 
 
