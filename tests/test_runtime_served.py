@@ -115,6 +115,54 @@ def test_what_a_program_wants_of_a_loop_at_import_is_one_line(tmp_path: Path) ->
     assert "do this in the server's lifespan" in line
 
 
+LOGGING = """
+import logging
+import sys
+import warnings
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fastmcp import Context, FastMCP
+from fastmcp.utilities.logging import get_logger
+
+logging.basicConfig(stream=sys.stderr, force=True)
+file = logging.FileHandler(Path(__file__).with_name("own.log"))
+logging.getLogger("own").addHandler(file)
+
+
+@asynccontextmanager
+async def lifespan(_):
+    logging.getLogger("late").addHandler(logging.StreamHandler())
+    yield
+
+
+mcp = FastMCP("logging", lifespan=lifespan)
+
+
+@mcp.tool
+async def say(ctx: Context) -> str:
+    logging.getLogger("own").warning("own words")
+    logging.getLogger("late").warning("late words")
+    get_logger("tool").warning("words of FastMCP's")
+    warnings.warn("a warning")
+    print("printed", flush=True)
+    raise ValueError("words of an error's")
+"""
+
+
+def test_what_a_program_logs_is_json_and_what_it_prints_is_not(tmp_path: Path) -> None:
+    (tmp_path / "talking.py").write_text(LOGGING)
+    with serve(str(tmp_path / "talking.py"), "--log-format", "json") as server:
+        assert post(server, tool("say"))["result"]["isError"]
+        server.wait_for_log('"tool":"say"')
+    lines = server.log.splitlines()
+    assert [line for line in lines if not line.startswith("{")] == ["printed"]
+    events = " ".join(str(from_json(line)["event"]) for line in lines if line.startswith("{"))
+    for words in ("own words", "late words", "words of FastMCP's", "UserWarning: a warning", "Error calling tool 'say'"):
+        assert events.count(words) == 1
+    assert "own words" in (tmp_path / "own.log").read_text()
+
+
 # A program that never yields
 
 

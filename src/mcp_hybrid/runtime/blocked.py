@@ -23,7 +23,7 @@ log = structlog.get_logger("mcp_hybrid")
 PERIOD: Final = 0.25
 """Seconds between two beats."""
 
-BLOCKED: Final = 0.5
+BLOCKED: Final = 1.0
 """Seconds without an answer after which the loop counts as blocked."""
 
 
