@@ -742,7 +742,7 @@ async def test_the_lifespan_is_left_where_it_was_entered() -> None:
         assert program.did == ["entered"]
         await ask_alone(setup, mcp.tool("leave_behind", {"how": "sleeps"}))
     assert program.did == ["entered", "left", "task ended"]
-    assert not [thread for thread in threading.enumerate() if thread.name == "mcp-hybrid program"]
+    await until(lambda: all(thread.name != "mcp-hybrid program" for thread in threading.enumerate()))
 
 
 @ROUTES
