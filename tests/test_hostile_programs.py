@@ -34,6 +34,7 @@ from mcp_hybrid import HybridApp, Settings
 from mcp_hybrid.containment import must_pass
 from mcp_hybrid.counts import Count
 from mcp_hybrid.exchange.context import ask
+from mcp_hybrid.runtime.names import RuntimeName
 from mcp_hybrid.sessions.questions import CannotAskError
 from mcp_hybrid.sessions.registry import hash_of
 
@@ -190,7 +191,7 @@ async def test_a_lifespan_that_exits_at_its_end_fails_in_order(autojump_clock: o
         yield
         raise SystemExit(3)
 
-    app = HybridApp(Server("ending", lifespan=lifespan), Settings())
+    app = HybridApp(Server("ending", lifespan=lifespan), Settings(runtime=RuntimeName.TRIO))
     sent: list[Any] = []
     events = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
 
