@@ -49,7 +49,7 @@ CASES = {
         "nothing in its code needs asyncio",
     ),
     "trio": ("import trio\n" + MCPSERVER, TRIO, "program.py imports trio"),
-    "both": ("import trio, asyncio\n" + MCPSERVER, ASYNCIO, "program.py imports asyncio"),
+    "both": ("import asyncio, trio\n" + MCPSERVER, TRIO, "program.py imports trio"),
     "FastMCP": (FASTMCP, ASYNCIO, "FastMCP is made for asyncio"),
     "FastMCP and trio": ("import trio\n" + FASTMCP, TRIO, "program.py imports trio"),
     "a module beside it": ("import beside\n" + MCPSERVER, ASYNCIO, "beside.py imports asyncio"),

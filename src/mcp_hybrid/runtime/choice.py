@@ -1,9 +1,9 @@
 """Which runtime a program needs, as far as can be told from its code, and why that was chosen.
 
-A program is an asyncio program if one of its own modules imports asyncio, or a library that is known to need it. One
-that imports Trio instead knows where it runs. Of those that import neither, FastMCP's servers run on asyncio, for which
-FastMCP is made, and others on Trio. Own modules are those that are no library's: the
-modules in which the server and its functions are defined, and those that they import.
+A program that imports Trio, in one of its own modules, knows where it runs. Any other is an asyncio program if one of
+them imports asyncio, or a library that is known to need it. Of those that import neither, FastMCP's servers run on
+asyncio, for which FastMCP is made, and others on Trio. Own modules are those that are no library's: the modules in
+which the server and its functions are defined, and those that they import.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ def choose(server: object, wanted: RuntimeName) -> Choice:
     """Choose the runtime for a server object; `wanted` counts, where it says more than `auto`."""
     if wanted is not RuntimeName.AUTO:
         return Choice(wanted, "runtime is set", is_set=True)
-    trio: str | None = None
+    asyncio: str | None = None
     for module, imported in _imports(_modules_of(server)):
-        if imported in ASYNCIO_LIBRARIES:
-            return Choice(RuntimeName.ASYNCIO, f"{module} imports {imported}")
         if imported == "trio":
-            trio = trio or f"{module} imports trio"
-    if trio is not None:
-        return Choice(RuntimeName.TRIO, trio)
+            return Choice(RuntimeName.TRIO, f"{module} imports trio")
+        if asyncio is None and imported in ASYNCIO_LIBRARIES:
+            asyncio = f"{module} imports {imported}"
+    if asyncio is not None:
+        return Choice(RuntimeName.ASYNCIO, asyncio)
     if _is_fastmcp(server):
         return Choice(RuntimeName.ASYNCIO, "FastMCP is made for asyncio")
     return Choice(RuntimeName.TRIO, "nothing in its code needs asyncio")
