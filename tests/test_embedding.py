@@ -397,7 +397,7 @@ def test_a_host_that_is_told_to_stop_ends_streams_and_finishes_calls(host: str, 
             server._running().send_signal(signal.SIGTERM)
             assert list(pieces), "the stream tells when to come back, and ends"
             assert told([first, *received]) == [1, 2, 3, 4, 5, "counted to 5"]
-        server.stop(exit_code=code)
+        server.wait(exit_code=code)
         assert "Traceback" not in server.log
 
 
@@ -412,7 +412,7 @@ def test_a_host_that_stops_has_calls_that_take_too_long_told_so(host: str, code:
             server._running().send_signal(signal.SIGTERM)
             *_, last = received
         assert "The server is stopping" in last["error"]["message"]
-        server.stop(exit_code=code)
+        server.wait(exit_code=code)
         assert "Traceback" not in server.log
 
 
@@ -454,7 +454,7 @@ def test_two_applications_in_one_process_both_end_in_order(tmp_path: Path) -> No
             streams = [stack.enter_context(following(url, initialized(url))) for url in urls]
             server._running().send_signal(signal.SIGTERM)
             assert all(list(pieces) for pieces in streams)
-        server.stop(exit_code=-signal.SIGTERM)
+        server.wait(exit_code=-signal.SIGTERM)
         assert "Traceback" not in server.log
 
 

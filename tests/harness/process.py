@@ -125,8 +125,12 @@ class ServerProcess:
 
     def stop(self, exit_code: int = 0, within: float = 60) -> None:
         """Send SIGTERM, and check that the process ends in time with that exit code."""
+        self._running().send_signal(signal.SIGTERM)
+        self.wait(exit_code, within)
+
+    def wait(self, exit_code: int = 0, within: float = 60) -> None:
+        """Check that the process, which was told to end, does so in time with that exit code."""
         process = self._running()
-        process.send_signal(signal.SIGTERM)
         try:
             code = process.wait(within)
         except subprocess.TimeoutExpired:
