@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from structlog.testing import capture_logs
 from harness.asgi import App, AsgiClient
 from harness.example import Example
 from harness.mcp import Conversation, body, headers, initialize, modern, modern_headers, request, tool
-from harness.process import ServerProcess, command, hypercorn, program
+from harness.process import POLL, ServerProcess, command, hypercorn, program
 from harness.sse import EventReader
 from mcp_hybrid import HybridApp, Settings
 
@@ -426,17 +426,21 @@ def test_uvicorn_reloads_while_a_client_reads_a_stream(tmp_path: Path) -> None:
         watched = ["--reload", "--reload-dir", str(tmp_path), "--port", str(port)]
         return [*command("uvicorn"), "mcp_hybrid.asgi:app", *watched]
 
-    def version(server: ServerProcess) -> str:
-        answer = httpx2.post(server.url, headers=headers(), json=initialize(), timeout=60)
-        found: str = answer.json()["result"]["serverInfo"]["version"]
-        return found
+    def serves(server: ServerProcess, version: str) -> bool:
+        with suppress(httpx2.TransportError):  # the old process may take a connection that it does not serve any more
+            answer = httpx2.post(server.url, headers=headers(), json=initialize(), timeout=60)
+            return bool(answer.json()["result"]["serverInfo"]["version"] == version)
+        return False
 
     with ServerProcess(argv, {"MCP_HYBRID_TARGET": str(file)}) as server:
-        assert version(server) == "first"
+        assert serves(server, "first")
         with following(server.url, initialized(server.url)) as pieces:
             file.write_text(source.format(version="another"))
             assert list(pieces), "the stream tells when to come back, and ends"
-        assert version(server) == "another"
+        until = time.monotonic() + 60
+        while not serves(server, "another"):
+            assert time.monotonic() < until
+            time.sleep(POLL)
         server.stop()
         assert "Traceback" not in server.log
 
