@@ -57,7 +57,7 @@ class Tier:
 
 
 CHECK = Tier("check", "100 seconds", IN_PROCESS, 2, "fixed")
-TEST = Tier("test", "15 minutes", "not release", 4, "fixed", (("tools/check_wheel.py", "--quick"),))
+TEST = Tier("test", "12 minutes", "not release", 4, "fixed", (("tools/check_wheel.py", "--quick"),))
 ALL = Tier("all", "an hour", "", 4, "long", (("tools/check_wheel.py",), ("tools/newest_python.py",)))
 TIERS = {tier.name: tier for tier in (CHECK, TEST, ALL)}
 
