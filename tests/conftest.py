@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from harness import bounded, kinds, logs, plain_hypercorn, properties, skipping
+from harness import bounded, kinds, logged, logs, plain_hypercorn, properties, skipping
 from harness.redis import RedisServer, redis_server
 from mcp_hybrid.backplane.redis import ends
 
@@ -20,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(plain_hypercorn, "plain Hypercorn")
     config.pluginmanager.register(logs, "logs of servers")
     config.pluginmanager.register(bounded, "bounded tests")
+    config.pluginmanager.register(logged, "loggers")
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def _imported(module: ModuleType) -> Iterator[str]:
     """Yield the names of modules that a module imports, with their packages; functions' own imports too."""
     file = getattr(module, "__file__", None)
     try:
-        tree = ast.parse(Path(str(file)).read_bytes())
+        tree = _parsed(Path(str(file)).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return
     waiting: deque[ast.AST] = deque([tree])
@@ -179,6 +179,13 @@ def _imported(module: ModuleType) -> Iterator[str]:
             yield from _with_packages(base)
             for alias in node.names:
                 yield f"{base}.{alias.name}"
+
+
+def _parsed(source: bytes) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SystemError:  # Python 3.11: another parse came between, such as of a traceback that a finalizer logs
+        return ast.parse(source)
 
 
 def _is_not_run(test: ast.expr) -> bool:
