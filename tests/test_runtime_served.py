@@ -169,7 +169,7 @@ def test_what_a_program_logs_is_json_and_what_it_prints_is_not(tmp_path: Path) -
 @pytest.mark.parametrize("how", ["block", "spin"])
 def test_the_server_answers_while_a_tool_never_yields(how: str) -> None:
     with serve(TARGET) as server, ThreadPoolExecutor() as pool:
-        call = pool.submit(post, server, tool(how, {"seconds": 2}))
+        call = pool.submit(post, server, tool(how, {"seconds": 6}))
         server.wait_for_log(f'"tool":"{how}"')  # it blocks by now
         with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/healthz") as answer:
             assert answer.status == 200
