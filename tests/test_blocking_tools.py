@@ -20,6 +20,7 @@ from harness import mcp
 from harness.asgi import AsgiClient, at_address
 from harness.hybrid import Setup, running
 from harness.mcp import Conversation
+from harness.routes import Ask, ask_alone, ask_in_session, ask_modern
 from mcp_hybrid.counts import Count
 
 PATIENCE = 20.0
@@ -85,21 +86,6 @@ async def until(holds: Callable[[], bool]) -> None:
 def error_of(answer: Any) -> Any:
     message = answer.json() if answer.header("content-type") == "application/json" else answer.events()[-1].json()
     return message["error"]
-
-
-Ask = Callable[[Setup, Any], Awaitable[Any]]
-
-
-async def ask_alone(setup: Setup, message: Any) -> Any:
-    return await setup.client.request("POST", "/mcp", mcp.headers(), mcp.body(message))
-
-
-async def ask_in_session(setup: Setup, message: Any) -> Any:
-    return await (await Conversation.open(setup.client)).post(message)
-
-
-async def ask_modern(setup: Setup, message: Any) -> Any:
-    return await setup.client.request("POST", "/mcp", mcp.modern_headers(message), mcp.body(mcp.modern(message)))
 
 
 @pytest.mark.parametrize("ask", [ask_alone, ask_in_session, ask_modern])

@@ -47,6 +47,7 @@ from harness.hybrid import KEY, Setup, until_known
 from harness.hybrid import running as running_on
 from harness.mcp import Conversation
 from harness.redis import RedisServer
+from harness.routes import Ask, ask_alone, ask_in_session, ask_modern
 from mcp_hybrid import ConfigurationError, HybridApp, Settings, pin_session, session_state
 from mcp_hybrid.backplane import MemoryBackplane
 from mcp_hybrid.backplane.redis import RedisBackplane
@@ -280,21 +281,6 @@ async def until(holds: Callable[[], bool]) -> None:
 def said(answer: Any) -> Any:
     message = answer.json() if answer.header("content-type") == "application/json" else answer.events()[-1].json()
     return message["result"]["content"][0]["text"] if "result" in message else message["error"]["code"]
-
-
-Ask = Callable[[Setup, Any], Awaitable[Any]]
-
-
-async def ask_alone(setup: Setup, message: Any) -> Any:
-    return await setup.client.request("POST", "/mcp", mcp.headers(), mcp.body(message))
-
-
-async def ask_in_session(setup: Setup, message: Any) -> Any:
-    return await (await Conversation.open(setup.client)).post(message)
-
-
-async def ask_modern(setup: Setup, message: Any) -> Any:
-    return await setup.client.request("POST", "/mcp", mcp.modern_headers(message), mcp.body(mcp.modern(message)))
 
 
 ROUTES = pytest.mark.parametrize("ask", [ask_alone, ask_in_session, ask_modern])

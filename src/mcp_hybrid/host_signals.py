@@ -1,12 +1,12 @@
-"""Hears that the host is told to stop: an asyncio server that embeds the application says so too late.
+"""Notes the signals that stop an asyncio host, which tells an embedded application too late.
 
 uvicorn, Granian and Hypercorn's asyncio worker end an application's lifespan when their connections have ended. A GET
 stream has no end, so they would wait for it until their grace is over, and cut every call then. So SIGTERM and SIGINT
 are noted here as well, before the handler of the host that they are for. Nothing is changed before the lifespan starts,
 and all is as it was after it has ended.
 
-Where nothing can be heard, the application drains as its lifespan ends: outside of the main thread, and on Trio, where
-`server` knows when the process is told to stop.
+Where no signal can be noted, the application drains as its lifespan ends: outside the main thread, and on Trio, where
+`server` handles the signals itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ async def drain_on_signals(
     *,
     task_status: TaskStatus[None],
 ) -> None:
-    """Await `drain` when the process is told to stop. Runs as a task of the lifespan; returns where nothing is heard.
+    """Await `drain` when a signal stops the process. Runs as a task of the lifespan; returns where none can be noted.
 
     `drain` is given the seconds in which requests may finish: `timeout`, or less if the host is known to cut them
     earlier.
@@ -63,7 +63,7 @@ async def drain_on_signals(
 def _noted(number: signal.Signals, note: Callable[[Any], object]) -> Iterator[None]:
     """Have `note` called with the handler of a signal that is there, before that handler is."""
     before = signal.getsignal(number)
-    if not callable(before):  # nobody stops in order by this signal
+    if not callable(before):  # the host does not handle this signal
         yield
         return
     active = True

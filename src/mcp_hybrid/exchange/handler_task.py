@@ -146,7 +146,7 @@ class HandlerTask:
             self._end(result, None)
 
     def _end(self, result: Mapping[str, Any] | None, error: BaseException | None) -> None:
-        """Take note of what the handler came to. An abandoned one's result is nobody's."""
+        """Note the handler's outcome. The result of an abandoned handler is dropped."""
         self._done = True
         if self._abandoned:
             self._threads.ended(self._context, now() - self._since)

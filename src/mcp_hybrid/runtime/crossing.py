@@ -55,7 +55,7 @@ class Crossing:
                 self._token.run_sync_soon(self._empty_on_host)
 
     def _empty_on_loop(self) -> None:
-        self._loop_told = False  # before anything is taken: whoever appends later wakes this again
+        self._loop_told = False  # before anything is taken: a later append schedules this again
         _call_all(self._to_loop)
 
     def _empty_on_host(self) -> None:

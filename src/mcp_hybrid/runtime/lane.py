@@ -179,4 +179,4 @@ class _Question:
 
     def _forget(self) -> None:
         if self._future.done() and not self._future.cancelled():
-            self._future.exception()  # nobody asks for it any more
+            self._future.exception()  # retrieved, or asyncio would log it
